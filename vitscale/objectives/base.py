@@ -1,0 +1,39 @@
+"""The one polymorphic part of a training step: an objective owns backbone, heads, loss and the transform of its samples."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vitscale.data.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What one forward pass hands to the engine: `loss` (scalar, the mean over the batch, with graph) and `metrics`
+    (detached scalars that stay on the device; each is a mean over the batch)."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Objective(nn.Module, ABC):
+    """Backbone, heads and loss as one module, which the engine wraps as a whole.
+
+    `batch_keys` names the tensors it reads; the loader checks them once. `backbone` is what evaluators and converters get.
+    """
+
+    batch_keys: ClassVar[frozenset[str]]
+    backbone: nn.Module
+
+    @abstractmethod
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """The loss of a micro-batch at an optimizer step. Reads `batch_keys` only."""
+
+    def predict(self, batch: Batch) -> Tensor:
+        """What evaluators score, for example logits (B, K), of `batch["image"]` (uint8, B C H W)."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing to predict")
+
+    def after_step(self, step: int) -> None:
+        """Called on every rank after the optimizer stepped. Defaults to nothing."""
