@@ -1,0 +1,1 @@
+"""Building blocks of backbones and heads. Modules hold parameters with init recipes and no buffers."""

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from vitscale.dist.seeding import counter_key
 
 
+_STD_OF_CUT_NORMAL = 0.87962566103423978
+"""Standard deviation of a standard normal cut at two."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Init:
     """`kind` constant fills with `value`; trunc_normal has standard deviation `value`, cut at two of them;
@@ -37,6 +41,11 @@ def constant(value: float) -> Init:
 def trunc_normal(std: float) -> Init:
     """Normal with standard deviation `std`, redrawn outside two standard deviations."""
     return Init(kind="trunc_normal", value=std)
+
+
+def lecun_normal(fan_in: int) -> Init:
+    """LeCun (1998) scaling as flax draws it: variance 1 / fan_in after the cut at two standard deviations."""
+    return trunc_normal(fan_in**-0.5 / _STD_OF_CUT_NORMAL)
 
 
 def normal(std: float) -> Init:
@@ -66,6 +75,19 @@ def initial_value(parameter: nn.Parameter, *, name: str, shape: torch.Size | tup
     value = torch.empty(tuple(shape), dtype=torch.float32)
     _FILL[init.kind](value, init, generator)
     return value
+
+
+def materialise(module: nn.Module, *, seed: int, device: torch.device | str = "cpu") -> nn.Module:
+    """Give every parameter of `module`, perhaps built on the meta device, its initial fp32 value; returns the module.
+
+    For models that one process holds whole; the engine fills sharded ones parameter by parameter.
+    """
+    for name, parameter in list(module.named_parameters()):
+        value = initial_value(parameter, name=name, shape=parameter.shape, seed=seed).to(device)
+        owner_name, _, own_name = name.rpartition(".")
+        filled = set_init(nn.Parameter(value, requires_grad=parameter.requires_grad), parameter.init)  # type: ignore[attr-defined]
+        setattr(module.get_submodule(owner_name), own_name, filled)
+    return module
 
 
 def _constant(value: Tensor, init: Init, generator: torch.Generator) -> None:

@@ -1,0 +1,65 @@
+"""Absolute position encodings of a token grid: learned, or fixed 2-D sine and cosine tables."""
+
+# N tokens, D width, Q = D/4 frequencies
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitscale.nn.init import normal, set_init
+
+Positions = Literal["learned", "sincos2d_mae", "sincos2d_big_vision"]
+"""learned: a table that is trained. sincos2d_mae and sincos2d_big_vision: fixed tables that differ in their frequencies."""
+
+_TEMPERATURE = 10000.0
+
+
+def learned_positions(*, num_tokens: int, width: int) -> nn.Parameter:
+    """A learned table (1, N, D), started from normal(0.02) as in vit_jax. The class token, where there is one, is row 0."""
+    return set_init(nn.Parameter(torch.empty(1, num_tokens, width)), normal(0.02))
+
+
+def sincos_positions(kind: Positions, *, rows: int, columns: int, width: int, class_token: bool) -> Tensor:
+    """The fixed fp32 table (1, N, D) on the CPU, tokens row by row, the class token's row zeros.
+
+    A token at column x and row y has `[sin(x w), cos(x w), sin(y w), cos(y w)]` with D/4 frequencies w_k:
+    10000^(-k/Q) for sincos2d_mae (facebookresearch/mae, util/pos_embed.py), 10000^(-k/(Q-1)) for sincos2d_big_vision
+    (google-research/big_vision, models/vit.py; also MoCo v3).
+    """
+    assert kind != "learned" and width % 4 == 0, f"no sin-cos table for {kind}, width {width}"
+    num_frequencies = width // 4
+    span = num_frequencies if kind == "sincos2d_mae" else num_frequencies - 1
+    # A cached table must not be an inference tensor even when evaluation asks for it first; float64 keeps it exact to fp32.
+    with torch.inference_mode(False), torch.device("cpu"):
+        frequencies_Q = _TEMPERATURE ** (-torch.arange(num_frequencies, dtype=torch.float64) / span)
+        y_N, x_N = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        x_NQ = x_N.reshape(-1, 1) * frequencies_Q
+        y_NQ = y_N.reshape(-1, 1) * frequencies_Q
+        table_ND = torch.cat([x_NQ.sin(), x_NQ.cos(), y_NQ.sin(), y_NQ.cos()], dim=1).float()
+        if class_token:
+            table_ND = torch.cat([torch.zeros(1, width), table_ND])
+    return table_ND.unsqueeze(0)
+
+
+class FixedPositions:
+    """A sin-cos table kept on each device and in each type that asked for it.
+
+    No module and no buffer: it is not part of the state, and a model built on the meta device has nothing to fill in.
+    """
+
+    def __init__(self, kind: Positions, *, grid: int, width: int, class_token: bool) -> None:
+        self.kind = kind
+        self.grid = grid
+        self.width = width
+        self.class_token = class_token
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def like(self, x: Tensor) -> Tensor:
+        """The table (1, N, D) on the device and in the type of `x`."""
+        key = (x.device, x.dtype)
+        if key not in self._tables:
+            table = sincos_positions(self.kind, rows=self.grid, columns=self.grid, width=self.width, class_token=self.class_token)
+            with torch.inference_mode(False):
+                self._tables[key] = table.to(device=x.device, dtype=x.dtype)
+        return self._tables[key]
