@@ -1,0 +1,182 @@
+"""Sample transforms: a raw sample to a uint8 image of fixed size and its label, cropped and flipped by counter-based draws.
+
+Images stay uint8 until they are on the device: a float image in the worker costs four times the bytes between processes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+
+from vitscale.config import Config, DataError
+from vitscale.data.decode import decode_image_member
+from vitscale.data.types import RawSample, SampleFields
+from vitscale.dist.seeding import CounterRng
+
+# Shape suffixes: H height, W width, C channels.
+Image = npt.NDArray[np.uint8]
+Interpolation = Literal["bilinear", "bicubic"]
+
+LABEL_MEMBER = "cls"
+_CROP_TRIES = 10
+
+
+class AugmentConfig(Config):
+    """Random crop and flip of training images."""
+
+    crop: Literal["none", "pad", "random_resized"] = "none"
+    """none: the whole image, resized to the model's size. pad: resized, then shifted by a random crop out of a border of zeros
+    (`padding`), the recipe for small images. random_resized: a random part of the image (`scale`, `ratio`), resized."""
+    padding: int | None = Field(default=None, ge=1)
+    """Pixels of border on each side; for crop: pad only, for example 2 for 28-pixel images."""
+    scale: tuple[float, float] | None = None
+    """Least and greatest share of the image's area that is kept; for crop: random_resized only, for example [0.08, 1.0]."""
+    ratio: tuple[float, float] | None = None
+    """Least and greatest width / height of the part; for crop: random_resized only, for example [0.75, 1.3333]."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_crop(self) -> Self:
+        wanted = {"none": (), "pad": ("padding",), "random_resized": ("scale", "ratio")}[self.crop]
+        for name in ("padding", "scale", "ratio"):
+            if name in wanted and getattr(self, name) is None:
+                raise ValueError(f"crop {self.crop!r} needs {name}")
+            if name not in wanted and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with crop {self.crop!r}; leave it out")
+        if self.scale is not None and not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
+            raise ValueError(f"scale must be two rising shares of the area between 0 and 1, got {list(self.scale)}")
+        if self.ratio is not None and not 0.0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be two rising positive numbers, got {list(self.ratio)}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """Decode, random crop, resize to `image_size`, random flip: `image` uint8 (C, H, W) and `label` int."""
+
+    image_size: int
+    num_channels: int
+    augment: AugmentConfig
+
+    def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:
+        """Raises `DataError` naming shard and key for an image or label that cannot be read."""
+        image_HWC = self._crop(decode_image_member(sample, num_channels=self.num_channels), rng)
+        if self.augment.flip and rng.chance(0.5):
+            image_HWC = image_HWC[:, ::-1]
+        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), "label": read_label(sample)}
+
+    def _crop(self, image_HWC: Image, rng: CounterRng) -> Image:
+        size, augment = self.image_size, self.augment
+        if augment.scale is not None and augment.ratio is not None:
+            box = random_resized_box(height=image_HWC.shape[0], width=image_HWC.shape[1], scale=augment.scale, ratio=augment.ratio, rng=rng)
+            image_HWC = image_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
+        resized_HWC = resize(image_HWC, height=size, width=size)
+        if augment.padding is None:
+            return resized_HWC
+        span = 2 * augment.padding + 1
+        return _shift(resized_HWC, down=augment.padding - rng.integer(0, span), right=augment.padding - rng.integer(0, span))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """Decode, resize, centre crop of `image_size`: `image` uint8 (C, H, W) and `label` int.
+
+    The image is first resized to `floor(image_size / crop_fraction)`: both sides of it (`squash`, which changes the
+    aspect ratio and loses nothing at crop_fraction 1) or its shorter side (`shorter_side`). Sizes are rounded as in timm
+    and torchvision.
+    """
+
+    image_size: int
+    num_channels: int
+    resize: Literal["squash", "shorter_side"] = "squash"
+    crop_fraction: float = 1.0
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:  # noqa: ARG002  (nothing is random here)
+        """Raises `DataError` naming shard and key for an image or label that cannot be read."""
+        image_HWC = decode_image_member(sample, num_channels=self.num_channels)
+        height, width = self._resized_size(height=image_HWC.shape[0], width=image_HWC.shape[1])
+        image_HWC = resize(image_HWC, height=height, width=width, interpolation=self.interpolation)
+        top, left = round((height - self.image_size) / 2), round((width - self.image_size) / 2)
+        image_HWC = image_HWC[top : top + self.image_size, left : left + self.image_size]
+        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), "label": read_label(sample)}
+
+    def _resized_size(self, *, height: int, width: int) -> tuple[int, int]:
+        target = math.floor(self.image_size / self.crop_fraction)
+        if self.resize == "squash":
+            return target, target
+        shorter = min(height, width)
+        return target * height // shorter, target * width // shorter
+
+
+def read_label(sample: RawSample) -> int:
+    """The class index in the sample's text member `cls`. Raises `DataError` when it is missing or not a number."""
+    member = sample.members.get(LABEL_MEMBER)
+    if member is None:
+        raise DataError(
+            f"{sample.shard}: sample {sample.key!r} has no label: expected a member {LABEL_MEMBER!r}, found {sorted(sample.members)}."
+            " Pack the data set again with labels."
+        )
+    text = bytes(member)
+    if not text.strip().isdigit():
+        raise DataError(
+            f"{sample.shard}: the label of sample {sample.key!r} is {text[:40]!r}, not a class index (0, 1, 2, ...)."
+            " Pack the data set again with class indices."
+        )
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_resized_box(*, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: CounterRng) -> Box:
+    """Where to crop: a uniform share of the area, a log-uniform aspect ratio, a uniform place (Szegedy et al. 2015).
+
+    As in torchvision's RandomResizedCrop: ten tries, then the largest centred box whose ratio is allowed.
+    """
+    for _ in range(_CROP_TRIES):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = rng.integer(0, height - box_height + 1), rng.integer(0, width - box_width + 1)
+            return Box(top=top, left=left, height=box_height, width=box_width)
+    allowed = min(max(width / height, ratio[0]), ratio[1])
+    # Rounding may pass the border by one pixel, and a sliver may round to nothing.
+    box_height, box_width = max(1, min(height, round(width / allowed))), max(1, min(width, round(height * allowed)))
+    return Box(top=(height - box_height) // 2, left=(width - box_width) // 2, height=box_height, width=box_width)
+
+
+def resize(image_HWC: Image, *, height: int, width: int, interpolation: Interpolation = "bilinear") -> Image:
+    """Antialiased resize of a uint8 image (H, W, C); the image itself when it has the size already."""
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC
+    # A permuted view of height x width x channel is torch's channels_last, which takes its vectorised uint8 kernel.
+    image_1CHW = torch.from_numpy(image_HWC).permute(2, 0, 1).unsqueeze(0)
+    resized_1CHW = torch.nn.functional.interpolate(image_1CHW, size=(height, width), mode=interpolation, antialias=True)
+    resized_HWC: Image = resized_1CHW[0].permute(1, 2, 0).numpy()
+    return resized_HWC
+
+
+def _shift(image_HWC: Image, *, down: int, right: int) -> Image:
+    """The image moved by whole pixels, zeros where it came from: a crop out of the padded image without padding it."""
+    height, width, _ = image_HWC.shape
+    shifted_HWC = np.zeros_like(image_HWC)
+    rows, columns = max(0, height - abs(down)), max(0, width - abs(right))
+    to_row, to_column = max(0, down), max(0, right)
+    from_row, from_column = max(0, -down), max(0, -right)
+    source_HWC = image_HWC[from_row : from_row + rows, from_column : from_column + columns]
+    shifted_HWC[to_row : to_row + rows, to_column : to_column + columns] = source_HWC
+    return shifted_HWC
