@@ -1,0 +1,48 @@
+# One target per thing a person does here. Everything runs in .venv; `make PYTHON=python3.12 ...` picks another interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+# One thread per process: the tests start several processes, and a sum's order must not depend on the number of cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+QUICKSTART := configs/pretrain/fashion_mnist_vit.yaml
+RAW := data/raw/fashion-mnist
+PACKED := data/fashion-mnist
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test check
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/dev.stamp  ## create .venv and install vitscale into it, with what the tests need
+
+test: $(VENV)/dev.stamp  ## run every test that needs no GPU: the default tier, several processes, Ray
+	$(PYTEST)
+	$(PYTEST) -m dist
+	$(PYTEST) -m ray
+
+check: $(VENV)/dev.stamp  ## lint, formatting, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) tests/test_architecture.py
+
+quickstart: $(PACKED)/train/manifest.json $(PACKED)/test/manifest.json  ## train and evaluate a small ViT on Fashion-MNIST with 2 Ray workers
+	$(BIN)/vitscale-launch train $(QUICKSTART) --workers 2
+	$(BIN)/vitscale evaluate $(QUICKSTART)
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "vitscale needs Python 3.11, 3.12 or 3.13; name one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "installing into $(VENV); torch and Ray are large, so the first time takes minutes"
+	$(PYTHON) -m venv $(VENV)
+	# torch first and alone: the machine's pip configuration decides which build it is, and nothing later replaces it.
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[plot]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
