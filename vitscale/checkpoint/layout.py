@@ -1,0 +1,53 @@
+"""Where checkpoints lie in a run directory and what their files are called."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+CONFIG = "config.yaml"
+
+Role = Literal["committed", "replaced", "partial"]
+"""committed: a whole checkpoint. replaced: a committed one that a newer save of the same step is taking the place of.
+partial: being written, or left behind by a process that died."""
+
+_SUFFIXES: dict[Role, str] = {"committed": "", "replaced": ".replaced", "partial": ".tmp"}
+_FOLDER = re.compile(r"step-(\d{8,})(|\.replaced|\.tmp)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFolder:
+    """A folder of the checkpoints directory, as its name says; whether it is whole is for `verify` to say."""
+
+    path: Path
+    step: int
+    role: Role
+
+
+def step_folder(folder: Path, *, step: int, role: Role = "committed") -> Path:
+    """The path of a step's checkpoint within the checkpoints directory `folder`."""
+    return folder / f"step-{step:08d}{_SUFFIXES[role]}"
+
+
+def rank_file(rank: int) -> str:
+    """The file that holds a rank's fragments."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def list_step_folders(folder: Path) -> list[StepFolder]:
+    """Every checkpoint folder in `folder`, newest step first; of one step the committed one first. Empty if there is none."""
+    order = list(_SUFFIXES)
+    found = list(_step_folders(folder)) if folder.is_dir() else []
+    return sorted(found, key=lambda entry: (-entry.step, order.index(entry.role)))
+
+
+def _step_folders(folder: Path) -> Iterator[StepFolder]:
+    roles = {suffix: role for role, suffix in _SUFFIXES.items()}
+    for path in folder.iterdir():
+        match = _FOLDER.fullmatch(path.name)
+        if match and path.is_dir():
+            yield StepFolder(path=path, step=int(match[1]), role=roles[match[2]])

@@ -1,0 +1,128 @@
+"""Reading a committed checkpoint: any range of any tensor, whichever ranks wrote its pieces."""
+
+import bisect
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitscale.checkpoint.fragment_file import Piece, read_pieces, read_range
+from vitscale.checkpoint.fragments import Kind
+from vitscale.checkpoint.layout import CONFIG, STATE
+from vitscale.checkpoint.manifest import read_manifest
+from vitscale.config import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A whole tensor as its pieces, which lie in the order of their elements without gap or overlap."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+class CheckpointReader:
+    """A committed checkpoint, opened. Reads headers when created and tensor data on demand.
+
+    Sizes are checked here; the hashes are for `vitscale.checkpoint.discover.verify`. Raises `CheckpointError` when a file
+    is missing or damaged, or when the pieces do not tile each tensor exactly.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+        for entry in self.manifest.files:
+            check_size(path / entry.name, expected=entry.bytes)
+        self._tensors = assemble(piece for entry in self.manifest.rank_files() for piece in read_pieces(path / entry.name))
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """The host state saved along (step, data cursor, random state), as plain JSON."""
+        state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        return state
+
+    @cached_property
+    def config_text(self) -> str:
+        """The resolved configuration of the run that wrote it, as YAML."""
+        return (self.path / CONFIG).read_text(encoding="utf-8")
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """Which kinds of tensor it holds."""
+        return frozenset(kind for _, kind in self._tensors)
+
+    def shapes(self, kind: Kind = "weight") -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a kind, in the order of their names."""
+        return {name: tensor.shape for (name, held_kind), tensor in sorted(self._tensors.items()) if held_kind == kind}
+
+    def read(self, name: str, *, kind: Kind = "weight", start: int = 0, stop: int | None = None) -> Tensor:
+        """The elements [start, stop) of the flattened tensor as flat fp32 on the CPU. Reads those bytes only.
+
+        `stop` None reads to the end. Raises `CheckpointError` when there is no such tensor.
+        """
+        tensor = self._find(name, kind)
+        stop = math.prod(tensor.shape) if stop is None else stop
+        assert 0 <= start <= stop <= math.prod(tensor.shape), (name, start, stop, tensor.shape)
+        values = torch.empty(stop - start, dtype=torch.float32)
+        first = bisect.bisect_right(tensor.pieces, start, key=lambda piece: piece.start) - 1
+        for piece in tensor.pieces[first:]:
+            low, high = max(start, piece.start), min(stop, piece.stop)
+            if low >= high:
+                break
+            read_range(piece, start=low, stop=high, into=values[low - start : high - start])
+        return values
+
+    def read_full(self, name: str, *, kind: Kind = "weight") -> Tensor:
+        """The whole tensor in its shape, fp32 on the CPU."""
+        return self.read(name, kind=kind).view(self._find(name, kind).shape)
+
+    def _find(self, name: str, kind: Kind) -> StoredTensor:
+        tensor = self._tensors.get((name, kind))
+        if tensor is None:
+            raise CheckpointError(f"{self.path}: holds no {kind} of {name!r}; it was written by a run without it")
+        return tensor
+
+
+def check_size(path: Path, *, expected: int) -> None:
+    """Raise `CheckpointError` unless the file is there with the expected number of bytes."""
+    try:
+        num_bytes = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}, though the checkpoint's manifest lists it") from None
+    if num_bytes != expected:
+        raise CheckpointError(f"{path}: has {num_bytes} bytes where the checkpoint's manifest says {expected}")
+
+
+def assemble(pieces: Iterable[Piece]) -> dict[tuple[str, Kind], StoredTensor]:
+    """Put the pieces of all ranks together by (name, kind). Raises `CheckpointError` on a gap, an overlap or two shapes."""
+    grouped: dict[tuple[str, Kind], list[Piece]] = {}
+    for piece in pieces:
+        grouped.setdefault((piece.name, piece.kind), []).append(piece)
+    return {key: _whole_tensor(sorted(group, key=lambda piece: piece.start)) for key, group in grouped.items()}
+
+
+def _whole_tensor(pieces: Sequence[Piece]) -> StoredTensor:
+    first = pieces[0]
+    reached = 0
+    for piece in pieces:
+        if piece.shape != first.shape:
+            raise CheckpointError(f"{piece.path}: {piece.name} has shape {piece.shape} here and {first.shape} in {first.path.name}")
+        # Each piece must start where the one before it ended: a sum of lengths would let an overlap hide a gap.
+        if piece.start != reached:
+            problem = "missing" if piece.start > reached else "stored twice"
+            low, high = sorted((reached, piece.start))
+            raise CheckpointError(f"{piece.path.parent}: elements [{low}, {high}) of {piece.name} ({piece.kind}) are {problem}")
+        reached = piece.stop
+    if reached != math.prod(first.shape):
+        raise CheckpointError(
+            f"{first.path.parent}: elements [{reached}, {math.prod(first.shape)}) of {first.name} ({first.kind}) are missing"
+        )
+    return StoredTensor(name=first.name, kind=first.kind, shape=first.shape, pieces=tuple(pieces))

@@ -1,0 +1,84 @@
+"""Restoring a checkpoint into a running engine, at whatever world size and ZeRO stage it has now."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from vitscale.checkpoint.durable import disk_errors
+from vitscale.checkpoint.fragment_file import CHUNK_ELEMENTS
+from vitscale.checkpoint.fragments import Fragment, Kind, ShardStore
+from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.config import CheckpointError
+from vitscale.dist.agreement import on_every_rank
+
+_SHOWN_PROBLEMS = 5
+
+
+def restore_checkpoint(reader: CheckpointReader, *, store: ShardStore, missing_ema: Literal["refuse", "copy_weights"] = "refuse") -> None:
+    """Fill what every rank holds with the checkpoint's values and set the optimizer's step count. Collective.
+
+    `missing_ema` says what to do when the run keeps a moving average and the checkpoint has none: refuse, or start the
+    average from the weights. Raises `CheckpointError` on all ranks, before anything is written, when names or shapes differ.
+    """
+    sources = _sources(reader, missing_ema=missing_ema)
+    held = on_every_rank(lambda: _check_held(list(store.held()), reader=reader, sources=sources))
+    _refuse_unused(reader, used={name for names in held for name in names})
+    on_every_rank(lambda: _fill(store, reader=reader, sources=sources))
+    store.restored(optimizer_steps=reader.manifest.optimizer_steps)
+
+
+def _sources(reader: CheckpointReader, *, missing_ema: str) -> dict[Kind, Kind]:
+    """Which kind of the checkpoint fills which kind of the store."""
+    sources: dict[Kind, Kind] = {kind: kind for kind in reader.kinds}
+    if "ema" not in sources and missing_ema == "copy_weights":
+        sources["ema"] = "weight"
+    return sources
+
+
+def _check_held(held: Sequence[Fragment], *, reader: CheckpointReader, sources: dict[Kind, Kind]) -> list[str]:
+    """Raise unless the checkpoint has every held fragment in the same shape; return the names held."""
+    missing_kinds = {fragment.kind for fragment in held} - set(sources)
+    if missing_kinds:
+        raise CheckpointError(
+            f"{reader.path}: holds no {' or '.join(sorted(missing_kinds))}, which this run keeps; it has"
+            f" {', '.join(sorted(reader.kinds))}. Continue with the settings of the run that wrote it"
+        )
+    shapes = {kind: reader.shapes(source) for kind, source in sources.items()}
+    problems = sorted(set(_problems(held, shapes=shapes)))
+    if problems:
+        raise CheckpointError(f"{reader.path}: does not fit this model: {_shortened(problems)}")
+    return sorted({fragment.name for fragment in held})
+
+
+def _problems(held: Sequence[Fragment], *, shapes: dict[Kind, dict[str, tuple[int, ...]]]) -> Iterator[str]:
+    for fragment in held:
+        shape = shapes[fragment.kind].get(fragment.name)
+        if shape is None:
+            yield f"{fragment.name} ({fragment.kind}) is not in the checkpoint"
+        elif shape != fragment.shape:
+            yield f"{fragment.name} has shape {shape} in the checkpoint and {fragment.shape} in the model"
+
+
+def _refuse_unused(reader: CheckpointReader, *, used: set[str]) -> None:
+    unused = sorted(set(reader.shapes("weight")) - used)
+    if unused:
+        raise CheckpointError(f"{reader.path}: does not fit this model, which lacks {_shortened(unused)}")
+
+
+def _shortened(items: Sequence[str]) -> str:
+    more = f"; and {len(items) - _SHOWN_PROBLEMS} more" if len(items) > _SHOWN_PROBLEMS else ""
+    return "; ".join(items[:_SHOWN_PROBLEMS]) + more
+
+
+def _fill(store: ShardStore, *, reader: CheckpointReader, sources: dict[Kind, Kind]) -> None:
+    with disk_errors():
+        for fragment in store.held():
+            _fill_fragment(fragment, reader=reader, source=sources[fragment.kind])
+
+
+def _fill_fragment(fragment: Fragment, *, reader: CheckpointReader, source: Kind) -> None:
+    stop = fragment.start + fragment.values.numel()
+    # By the chunk, so that restoring a large unsharded tensor needs little memory beside it.
+    for low in range(fragment.start, stop, CHUNK_ELEMENTS):
+        high = min(low + CHUNK_ELEMENTS, stop)
+        values = reader.read(fragment.name, kind=source, start=low, stop=high)
+        fragment.values.detach()[low - fragment.start : high - fragment.start].copy_(values)
