@@ -50,7 +50,7 @@ class Backbone(nn.Module, ABC):
         """Normalised images (B, C, H, W) to features."""
 
 
-def run_block(index: int, block: nn.Module, x_BND: Tensor) -> Tensor:
+def run_block(index: int, block: nn.Module, x_BND: Tensor) -> Tensor:  # noqa: ARG001  (a BlockRunner)
     """The plain block runner: just calls the block."""
     y_BND: Tensor = block(x_BND)
     return y_BND

@@ -140,7 +140,10 @@ class ViTConfig(Config):
         depth = self.depth or (size and size.depth)
         num_heads = self.num_heads or (size and size.num_heads)
         patch_size = self.patch_size or (variant and variant.patch_size)
-        assert width and depth and num_heads and patch_size, "validation lets no size be missing"
+        assert width, "validation lets no size be missing"
+        assert depth, "validation lets no size be missing"
+        assert num_heads, "validation lets no size be missing"
+        assert patch_size, "validation lets no size be missing"
         return ViTShape(
             width=width,
             depth=depth,

@@ -6,12 +6,14 @@ on the meta device, at any ZeRO stage, on any number of ranks, one parameter at 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vitscale.dist.seeding import counter_key
 
+P = TypeVar("P", bound=Tensor)
 
 _STD_OF_CUT_NORMAL = 0.87962566103423978
 """Standard deviation of a standard normal cut at two."""
@@ -58,7 +60,7 @@ def xavier_uniform(*, stack: int = 1) -> Init:
     return Init(kind="xavier_uniform", stack=stack)
 
 
-def set_init(parameter: nn.Parameter, init: Init) -> nn.Parameter:
+def set_init(parameter: P, init: Init) -> P:
     """Attach the recipe to a parameter and return it."""
     parameter.init = init  # type: ignore[attr-defined]
     return parameter
@@ -90,7 +92,7 @@ def materialise(module: nn.Module, *, seed: int, device: torch.device | str = "c
     return module
 
 
-def _constant(value: Tensor, init: Init, generator: torch.Generator) -> None:
+def _constant(value: Tensor, init: Init, generator: torch.Generator) -> None:  # noqa: ARG001  (one signature for all)
     value.fill_(init.value)
 
 

@@ -27,7 +27,8 @@ def sincos_positions(kind: Positions, *, rows: int, columns: int, width: int, cl
     10000^(-k/Q) for sincos2d_mae (facebookresearch/mae, util/pos_embed.py), 10000^(-k/(Q-1)) for sincos2d_big_vision
     (google-research/big_vision, models/vit.py; also MoCo v3).
     """
-    assert kind != "learned" and width % 4 == 0, f"no sin-cos table for {kind}, width {width}"
+    assert kind != "learned", "a learned table is a parameter"
+    assert width % 4 == 0, f"width {width} does not hold two sines and two cosines per frequency"
     num_frequencies = width // 4
     span = num_frequencies if kind == "sincos2d_mae" else num_frequencies - 1
     # A cached table must not be an inference tensor even when evaluation asks for it first; float64 keeps it exact to fp32.

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ class Objective(nn.Module, ABC):
     `batch_keys` names the tensors it reads; the loader checks them once. `backbone` is what evaluators and converters get.
     """
 
-    batch_keys: ClassVar[frozenset[str]]
+    batch_keys: frozenset[str]
     backbone: nn.Module
 
     @abstractmethod

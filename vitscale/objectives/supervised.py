@@ -1,0 +1,148 @@
+"""Supervised classification: softmax or sigmoid cross-entropy on a backbone with a linear head, with mixup and cutmix."""
+
+# B batch, K classes
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from vitscale.config import Config
+from vitscale.data.transforms import AugmentConfig, TrainTransform
+from vitscale.data.types import Batch, SampleTransform
+from vitscale.models import Backbone, ModelConfig, ViTShape
+from vitscale.models.flops import step_flops
+from vitscale.nn.head import ClassificationHead
+from vitscale.objectives.base import Objective, StepOutput
+from vitscale.objectives.mixing import MIX_KEY, Mixing, WithMixDraws, mix_images, own_label_shares, soft_targets
+
+Loss = Literal["softmax", "sigmoid"]
+
+
+class SupervisedConfig(Config):
+    """Classification with one label per image."""
+
+    kind: Literal["supervised"] = "supervised"
+    num_classes: int = Field(ge=1)
+    """Outputs of the head; the data set has at most as many classes."""
+    loss: Loss = "softmax"
+    """softmax: cross-entropy. sigmoid: one binary cross-entropy per class, summed over the classes (the JFT recipe)."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the target that is spread evenly over all classes; for softmax only."""
+    mixup_alpha: float = Field(default=0.0, ge=0.0)
+    """Mixup of sample pairs with a share drawn from Beta(alpha, alpha); 0 is off."""
+    cutmix_alpha: float = Field(default=0.0, ge=0.0)
+    """Cutmix of sample pairs with an area drawn from Beta(alpha, alpha); 0 is off. With mixup on as well, each is taken
+    half of the time."""
+    mix_probability: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the pairs that are mixed, where an alpha is above 0."""
+    pre_logits: int | None = Field(default=None, ge=1)
+    """Width of a linear layer with tanh before the last one; null has none."""
+    head_bias_init: float | None = None
+    """Where the head's biases start. null: 0 for softmax; -log(num_classes) for sigmoid, so that every class starts near
+    its prior and the first steps are not spent on it."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random crop and flip."""
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _smoothing_is_for_softmax(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("loss") == "sigmoid":
+            raise ValueError("has no effect on the sigmoid loss; set it to 0 or objective.loss to softmax")
+        return value
+
+    @field_validator("mix_probability")
+    @classmethod
+    def _something_is_mixed(cls, value: float, info: ValidationInfo) -> float:
+        if value != 1.0 and info.data.get("mixup_alpha") == 0.0 and info.data.get("cutmix_alpha") == 0.0:
+            raise ValueError("has no effect without mixup or cutmix; set objective.mixup_alpha or objective.cutmix_alpha")
+        return value
+
+    @property
+    def mixing(self) -> Mixing:
+        """How samples are mixed."""
+        return Mixing(mixup_alpha=self.mixup_alpha, cutmix_alpha=self.cutmix_alpha, probability=self.mix_probability)
+
+    @property
+    def micro_batch_multiple(self) -> int:
+        """The number that every micro-batch must be a multiple of: samples are mixed in pairs."""
+        return 2 if self.mixing.is_on else 1
+
+    @property
+    def initial_head_bias(self) -> float:
+        """`head_bias_init` with its default filled in."""
+        if self.head_bias_init is not None:
+            return self.head_bias_init
+        return 0.0 if self.loss == "softmax" else -math.log(self.num_classes)
+
+    def step_flops(self, shape: ViTShape) -> int:
+        """Model FLOPs of forward and backward of one image, head included."""
+        return step_flops(shape, num_classes=self.num_classes, pre_logits_width=self.pre_logits)
+
+    def sample_transform(self, model: ModelConfig) -> SampleTransform:
+        """What the loader's workers do to a training sample."""
+        transform = TrainTransform(image_size=model.image_size, num_channels=model.num_channels, augment=self.augment)
+        if not self.mixing.is_on:
+            return transform
+        return WithMixDraws(transform=transform, mixing=self.mixing, image_size=model.image_size)
+
+    def build(self, backbone: Backbone) -> "Supervised":
+        """The objective around a backbone, its head on the current default device."""
+        return Supervised(backbone, config=self)
+
+
+class Supervised(Objective):
+    """Cross-entropy of a linear head. Metric `train_top1`: share of samples whose largest logit is the label, or where
+    samples are mixed the label with the larger share."""
+
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, *, config: SupervisedConfig) -> None:
+        super().__init__()
+        self.batch_keys = frozenset({"image", "label"} | ({MIX_KEY} if config.mixing.is_on else set()))
+        self.num_classes = config.num_classes
+        self.loss = config.loss
+        self.label_smoothing = config.label_smoothing
+        self.is_mixing = config.mixing.is_on
+        self.backbone = backbone
+        self.head = ClassificationHead(
+            width=backbone.width,
+            num_classes=config.num_classes,
+            pre_logits_width=config.pre_logits,
+            bias_init=config.initial_head_bias,
+        )
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:  # noqa: ARG002  (the same at every step)
+        """Loss in fp32. Raises `ValueError` for an odd number of samples where they are mixed."""
+        image_BCHW, label_B = self.backbone.normalise(batch["image"]), batch["label"]
+        if not self.is_mixing:
+            logits_BK = self._logits(image_BCHW)
+            return self._output(logits_BK, target=label_B, dominant_B=label_B)
+        height, width = image_BCHW.shape[2:]
+        own_share_B = own_label_shares(batch[MIX_KEY], height=height, width=width)
+        target_BK = soft_targets(label_B, own_share_B, num_classes=self.num_classes)
+        logits_BK = self._logits(mix_images(image_BCHW, batch[MIX_KEY]))
+        return self._output(logits_BK, target=target_BK, dominant_B=target_BK.argmax(dim=1))
+
+    def predict(self, batch: Batch) -> Tensor:
+        """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W)."""
+        return self._logits(self.backbone.normalise(batch["image"]))
+
+    def _logits(self, image_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.head(self.backbone(image_BCHW).pooled_BD)
+        return logits_BK.float()
+
+    def _output(self, logits_BK: Tensor, *, target: Tensor, dominant_B: Tensor) -> StepOutput:
+        top1 = (logits_BK.detach().argmax(dim=1) == dominant_B).float().mean()
+        return StepOutput(loss=self._cross_entropy(logits_BK, target), metrics={"train_top1": top1})
+
+    def _cross_entropy(self, logits_BK: Tensor, target: Tensor) -> Tensor:
+        """`target` is a label (B,) or a share of every class (B, K)."""
+        if self.loss == "softmax":
+            return F.cross_entropy(logits_BK, target, label_smoothing=self.label_smoothing)
+        target_BK = target if target.ndim == 2 else F.one_hot(target, self.num_classes)
+        sum_over_all = F.binary_cross_entropy_with_logits(logits_BK, target_BK.to(torch.float32), reduction="sum")
+        return sum_over_all / logits_BK.shape[0]
