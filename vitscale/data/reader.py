@@ -1,0 +1,78 @@
+"""Reads samples by flat index range: one ranged read per shard touched, every sample checked by its crc32."""
+
+import zlib
+from collections import OrderedDict
+
+from vitscale.config import DataError
+from vitscale.data.dataset import Dataset, ShardSpan
+from vitscale.data.index import IndexTable
+from vitscale.data.types import RawSample
+from vitscale.data.ustar import MalformedTarError, parse_sample
+
+_CACHED_INDEXES = 256
+
+
+class SampleReader:
+    """Reads one data set; keeps the indexes of the shards used last. Picklable; for one thread at a time."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._indexes: OrderedDict[str, IndexTable] = OrderedDict()
+
+    def read(self, first: int, stop: int, *, epoch: int = 0) -> list[RawSample]:
+        """The samples of the flat range [first, stop), in order; `epoch` is only written into them.
+
+        Members are views into the bytes of the ranged read they came with. Raises `DataError` naming shard, sample and
+        remedy when bytes are missing or differ from what was packed.
+        """
+        samples: list[RawSample] = []
+        for span in self._dataset.spans(first, stop):
+            samples += self._read_span(span, epoch=epoch)
+        return samples
+
+    def __reduce__(self) -> tuple[type["SampleReader"], tuple[Dataset]]:
+        return SampleReader, (self._dataset,)
+
+    def _read_span(self, span: ShardSpan, *, epoch: int) -> list[RawSample]:
+        rows = self._index(span)[span.first : span.stop]
+        offsets, lengths, crcs = rows["offset"].tolist(), rows["length"].tolist(), rows["crc32"].tolist()
+        base = offsets[0]
+        name = span.shard.name
+        data = memoryview(self._dataset.storage.read_range(name, offset=base, length=offsets[-1] + lengths[-1] - base))
+        samples = []
+        for sample_id, (offset, length, crc) in enumerate(zip(offsets, lengths, crcs, strict=True), start=span.first_id):
+            view = data[offset - base : offset - base + length]
+            if zlib.crc32(view) != crc:
+                raise self._damaged(
+                    name, sample_id=sample_id, offset=offset, problem=f"its bytes changed since it was packed{_key_hint(view)}"
+                )
+            try:
+                key, members = parse_sample(view)
+            except MalformedTarError as error:
+                raise self._damaged(name, sample_id=sample_id, offset=offset, problem=str(error)) from None
+            samples.append(RawSample(sample_id=sample_id, epoch=epoch, key=key, shard=name, members=members))
+        return samples
+
+    def _index(self, span: ShardSpan) -> IndexTable:
+        name = span.shard.name
+        table = self._indexes.pop(name, None)
+        if table is None:
+            table = self._dataset.read_index(span.shard)
+        self._indexes[name] = table
+        if len(self._indexes) > _CACHED_INDEXES:
+            self._indexes.popitem(last=False)
+        return table
+
+    def _damaged(self, shard: str, *, sample_id: int, offset: int, problem: str) -> DataError:
+        return DataError(
+            f"{self._dataset.storage.root}/{shard}: sample {sample_id} (byte {offset}) is damaged: {problem}. "
+            "Restore the shard from a copy or pack the data set again."
+        )
+
+
+def _key_hint(view: memoryview) -> str:
+    """The key that the damaged bytes still show, if any."""
+    try:
+        return f" (key {parse_sample(view)[0]})"
+    except MalformedTarError:
+        return ""

@@ -1,0 +1,121 @@
+"""The one seam through which data sets are read: byte ranges of named files under a root."""
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+from vitscale.config import DataError
+
+_OPEN_FILES = 64
+
+
+class Storage(Protocol):
+    """Files of one data set, read by name. Picklable; safe to use from threads and after a fork."""
+
+    @property
+    def root(self) -> str:
+        """Where the files lie, for messages."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Bytes of the file. Raises `DataError` when it is missing."""
+        ...
+
+    def read_file(self, name: str) -> bytes:
+        """The whole file. Raises `DataError` when it is missing or unreadable."""
+        ...
+
+    def read_range(self, name: str, *, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset` on. Raises `DataError` when the file is missing, unreadable or shorter."""
+        ...
+
+
+def open_storage(root: str | Path) -> Storage:
+    """The storage for a folder. Raises `DataError` for an address (`s3://...`): this version reads local folders only."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(root)):
+        raise DataError(
+            f"{root}: only local folders are supported in this version. Copy the data set to a local or mounted folder and give its path."
+        )
+    return LocalStorage(Path(root))
+
+
+class LocalStorage:
+    """Files of a local folder, with a small cache of open files."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._forget()
+
+    @property
+    def root(self) -> str:
+        return str(self._root)
+
+    def size(self, name: str) -> int:
+        try:
+            return os.stat(self._root / name).st_size
+        except OSError as error:
+            raise self._unreadable(name, error) from None
+
+    def read_file(self, name: str) -> bytes:
+        try:
+            return (self._root / name).read_bytes()
+        except OSError as error:
+            raise self._unreadable(name, error) from None
+
+    def read_range(self, name: str, *, offset: int, length: int) -> bytes:
+        try:
+            file = self._open(name)
+            data = os.pread(file.descriptor, length, offset)
+            while len(data) < length:  # one call returns at most 2 GiB
+                more = os.pread(file.descriptor, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise self._unreadable(name, error) from None
+        if len(data) != length:
+            raise DataError(
+                f"{self._root / name}: cut short, {len(data)} of the {length} bytes at offset {offset} are there. "
+                "Restore the file from a copy or pack the data set again."
+            )
+        return data
+
+    def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
+        return LocalStorage, (self._root,)
+
+    def _open(self, name: str) -> "_OpenFile":
+        if self._process != os.getpid():
+            self._forget()
+        with self._lock:
+            file = self._files.pop(name, None) or _OpenFile(self._root / name)
+            self._files[name] = file
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)
+            return file
+
+    def _forget(self) -> None:
+        """Start with an empty cache; after a fork also with a lock that no thread of the parent can be holding."""
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+
+    def _unreadable(self, name: str, error: OSError) -> DataError:
+        return DataError(
+            f"{self._root / name}: cannot be read: {error.strerror}. "
+            "Check the data set's path, restore the file from a copy or pack the data set again."
+        )
+
+
+class _OpenFile:
+    """A descriptor that is closed with its last user, so that dropping it from the cache cannot close it under a reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        descriptor = getattr(self, "descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
