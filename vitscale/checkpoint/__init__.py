@@ -1,0 +1,1 @@
+"""Saving, finding and restoring the sharded state of a run."""
