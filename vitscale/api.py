@@ -1,0 +1,67 @@
+"""The public API, the same that the commands use: load_config, plan, train, evaluate."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitscale.config import UserError
+from vitscale.engine.processes import shutdown
+from vitscale.plan.cluster import Cluster, detect_cluster
+from vitscale.plan.plan import Plan, make_plan
+from vitscale.run_config import RunConfig, load_run_config
+from vitscale.train.build import open_run
+from vitscale.train.evaluate import evaluate_checkpoint
+from vitscale.train.loop import train_loop
+
+__all__ = ["Cluster", "Plan", "RunConfig", "TrainResult", "evaluate", "load_config", "plan", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a finished run ended. `values` holds the last logged figures and every evaluation, `eval/<name>/<value>`."""
+
+    run_dir: Path
+    step: int
+    samples: int
+    values: dict[str, float]
+
+
+def load_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, apply `a.b=c` overrides, check everything. Raises `ConfigError` listing every problem."""
+    return load_run_config(Path(path), overrides=overrides)
+
+
+def plan(config: RunConfig, *, world_size: int = 1) -> Plan:
+    """What the run would do with `world_size` processes on machines like this one. Raises `ConfigError`."""
+    return make_plan(config, cluster=detect_cluster(device=config.parallel.device, world_size=world_size))
+
+
+def train(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None) -> TrainResult:
+    """Train, or go on training, in the processes it finds: this one, torchrun's, or those of a group that exists already.
+
+    Called on every rank with equal arguments. A run directory that holds checkpoints is resumed; `allow_change` names
+    settings that may then differ. Raises `StopRequested` after a requested stop (everything saved), else the `UserError` of
+    whatever is wrong.
+    """
+    try:
+        with open_run(config, allow_change=allow_change, stop_at_step=stop_at_step) as run:
+            if run.start.step >= run.plan.num_steps:
+                run.reporter.event("finished", step=run.start.step, message=f"{run.directory.root}: this run is finished already")
+            try:
+                state = train_loop(run)
+            except UserError as error:
+                run.reporter.event("ended", step=run.start.step, message=str(error), exit_code=error.exit_code)
+                raise
+            run.reporter.event("finished", step=state.step, message=f"{run.directory.root}: finished after step {state.step}")
+            return TrainResult(run_dir=run.directory.root, step=state.step, samples=state.samples, values=run.reporter.last_values)
+    finally:
+        shutdown()
+
+
+def evaluate(config: RunConfig, *, checkpoint: str | Path | None = None) -> dict[str, dict[str, float]]:
+    """Run every evaluation of the configuration on a checkpoint (default: the run's newest whole one), in the processes
+    it finds. Returns values by evaluation name. Raises `CheckpointError`, `DataError` or `ConfigError`."""
+    try:
+        return evaluate_checkpoint(config, checkpoint=Path(checkpoint) if checkpoint is not None else None)
+    finally:
+        shutdown()

@@ -1,0 +1,117 @@
+"""The `vitscale` command. Imports of torch and the library wait inside the commands, so that `--help` answers at once."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vitscale.config.presentation import present_errors
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode=None, help="Pre-train Vision Transformers; a run is its YAML file.")
+config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at configurations.")
+app.add_typer(config_app, name="config")
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A run's YAML file.")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Settings to replace, for example optim.lr=1e-3.")]
+AllowChangeOption = Annotated[
+    list[str] | None, typer.Option("--allow-change", metavar="KEY", help="On a resume, accept another value of this setting. Repeatable.")
+]
+StopAtOption = Annotated[int | None, typer.Option("--stop-at", metavar="STEP", min=1, help="Save and stop after this step (exit code 75).")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan; start nothing.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+WorldSizeOption = Annotated[int, typer.Option("--world-size", min=1, help="Number of processes to plan for.")]
+
+
+@app.command(epilog="Examples: vitscale train configs/pretrain/fashion_mnist_vit.yaml | torchrun --nproc-per-node 2 -m vitscale train CONFIG")
+def train(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    allow_change: AllowChangeOption = None,
+    stop_at: StopAtOption = None,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a run, or go on with it: the same command resumes.
+
+    Runs in the processes it finds: one, or those of torchrun.
+    """
+    with present_errors(debug=debug):
+        from vitscale import api
+
+        run_config = api.load_config(config, overrides=overrides or [])
+        if dry_run:
+            _print_plan(run_config, world_size=1)
+            return
+        api.train(run_config, allow_change=allow_change or [], stop_at_step=stop_at)
+
+
+@app.command(epilog="Example: vitscale evaluate configs/pretrain/fashion_mnist_vit.yaml --checkpoint runs/fashion_mnist_vit/checkpoints/step-00000500")
+def evaluate(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    checkpoint: Annotated[str | None, typer.Option(metavar="PATH", help="A checkpoint or run directory; default: the run's newest.")] = None,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run the configuration's evaluations on a checkpoint and print the results as JSON."""
+    with present_errors(debug=debug):
+        import json
+
+        from vitscale import api
+        from vitscale.dist.ranks import current_ranks
+
+        run_config = api.load_config(config, overrides=overrides or [])
+        if dry_run:
+            for name, evaluation in run_config.evals.items():
+                print(f"{name}: {evaluation.kind} on {evaluation.path} with {evaluation.weights} weights of {checkpoint or run_config.run_dir}")
+            return
+        results = api.evaluate(run_config, checkpoint=checkpoint)
+        if current_ranks().is_main:
+            print(json.dumps(results, indent=2))
+
+
+@app.command(epilog="Example: vitscale plan configs/pretrain/fashion_mnist_vit.yaml --world-size 8")
+def plan(config: ConfigArgument, overrides: OverridesArgument = None, world_size: WorldSizeOption = 1, debug: DebugOption = False) -> None:
+    """Print what a run would do, and why, without starting it."""
+    with present_errors(debug=debug):
+        from vitscale import api
+
+        _print_plan(api.load_config(config, overrides=overrides or []), world_size=world_size)
+
+
+@config_app.command(epilog="Example: vitscale config show configs/pretrain/fashion_mnist_vit.yaml optim.lr=3e-4")
+def show(config: ConfigArgument, overrides: OverridesArgument = None, debug: DebugOption = False) -> None:
+    """Print a configuration with every default filled in."""
+    with present_errors(debug=debug):
+        from vitscale.api import load_config
+        from vitscale.run_config import dump_run_config
+
+        sys.stdout.write(dump_run_config(load_config(config, overrides=overrides or [])))
+
+
+@config_app.command(epilog="Example: vitscale config schema > vitscale.schema.json")
+def schema(debug: DebugOption = False) -> None:
+    """Print the JSON Schema of a run's YAML file, for editors."""
+    with present_errors(debug=debug):
+        import json
+
+        from vitscale.run_config import RunConfig
+
+        print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def _print_plan(config: object, *, world_size: int) -> None:
+    from vitscale import api
+    from vitscale.plan.describe import describe_plan
+    from vitscale.run_config import RunConfig, dump_run_config
+
+    assert isinstance(config, RunConfig)
+    made = api.plan(config, world_size=world_size)
+    sys.stdout.write(dump_run_config(config))
+    sys.stdout.write("---\n")
+    sys.stdout.write(describe_plan(made))
+
+
+def main() -> None:
+    """Entry point."""
+    app()

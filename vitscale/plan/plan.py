@@ -1,0 +1,214 @@
+"""Plan: what a run will do on a given cluster, every `auto` decided, each with its reason."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from vitscale.config import ConfigError
+from vitscale.plan.cluster import Cluster, Device
+from vitscale.plan.memory import MemoryEstimate, ModelSize, Precision, Recompute, estimate_memory
+from vitscale.run_config import RunConfig
+
+ZeroStage = Literal[0, 1, 2, 3]
+
+# Left free for the process itself, communication buckets and fragmentation.
+USABLE_MEMORY = 0.85
+# Past this a CPU gains nothing from a larger micro-batch and loses its caches.
+LARGEST_CPU_MICRO_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will happen. `reasons` explains every choice that the configuration left to the plan."""
+
+    device: Device
+    world_size: int
+    precision: Precision
+    zero_stage: ZeroStage
+    micro_batch: int
+    accumulation: int
+    recompute: Recompute
+    recompute_every: int
+    lanes: int
+    global_batch: int
+    num_steps: int
+    num_parameters: int
+    step_flops_per_image: int
+    memory: MemoryEstimate
+    memory_available_bytes: int
+    reasons: tuple[str, ...]
+
+    @property
+    def rank_batch(self) -> int:
+        """Samples of a global batch that one rank trains on."""
+        return self.micro_batch * self.accumulation
+
+    def to_json(self) -> str:
+        """The content of plan.json."""
+        return json.dumps(dataclasses.asdict(self) | {"memory_total_bytes": self.memory.total}, indent=2) + "\n"
+
+
+def make_plan(config: RunConfig, *, cluster: Cluster) -> Plan:
+    """Decide everything that the configuration left open. Raises `ConfigError` when the run cannot be done as asked."""
+    rank_batch = _rank_batch(config, cluster)
+    reasons: list[str] = []
+    precision = decide_precision(config, cluster=cluster)
+    if config.parallel.precision == "auto":
+        reasons.append(f"parallel.precision: {precision}, because the device is {cluster.device}")
+    size = model_size(config)
+    choice = _Chooser(config=config, cluster=cluster, precision=precision, size=size, rank_batch=rank_batch)
+    zero_stage = choice.zero_stage(reasons)
+    micro_batch = choice.micro_batch(zero_stage, reasons)
+    lanes = _lanes(config, reasons)
+    return Plan(
+        device=cluster.device,
+        world_size=cluster.world_size,
+        precision=precision,
+        zero_stage=zero_stage,
+        micro_batch=micro_batch,
+        accumulation=rank_batch // micro_batch,
+        recompute=config.parallel.recompute,
+        recompute_every=config.parallel.recompute_every,
+        lanes=lanes,
+        global_batch=config.train.global_batch,
+        num_steps=config.num_steps,
+        num_parameters=size.num_parameters,
+        step_flops_per_image=config.objective.step_flops(config.model.shape),
+        memory=choice.memory(zero_stage, micro_batch),
+        memory_available_bytes=cluster.memory_bytes,
+        reasons=tuple(reasons),
+    )
+
+
+def decide_precision(config: RunConfig, *, cluster: Cluster) -> Precision:
+    """The precision asked for; auto is bf16 on cuda, and fp32 on the CPU, where bf16 has no fast kernels."""
+    if config.parallel.precision != "auto":
+        return config.parallel.precision
+    return "bf16" if cluster.device == "cuda" else "fp32"
+
+
+def resolve(config: RunConfig, *, plan: Plan) -> RunConfig:
+    """The configuration with every `auto` that the result depends on filled in. How the work is spread stays open, so
+    that the run may go on with another number of ranks."""
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"lanes": plan.lanes}),
+            "parallel": config.parallel.model_copy(update={"precision": plan.precision}),
+        }
+    )
+
+
+def model_size(config: RunConfig) -> ModelSize:
+    """Count the objective's parameters on the meta device, where it costs no memory."""
+    with torch.device("meta"):
+        objective = config.objective.build(config.model.build())
+    shape = config.model.shape
+    return ModelSize(
+        num_parameters=sum(parameter.numel() for parameter in objective.parameters()),
+        depth=shape.depth,
+        width=shape.width,
+        mlp_width=shape.mlp_width,
+        num_tokens=shape.num_tokens,
+    )
+
+
+def _rank_batch(config: RunConfig, cluster: Cluster) -> int:
+    batch, world = config.train.global_batch, cluster.world_size
+    if batch % world:
+        lower, upper = batch // world * world, -(-batch // world) * world
+        near = f"{lower} or {upper}" if lower else f"{upper}"
+        raise ConfigError(f"train.global_batch: {batch} does not divide among {world} ranks; use {near}, or another number of ranks")
+    return batch // world
+
+
+def _lanes(config: RunConfig, reasons: list[str]) -> int:
+    if config.data.lanes != "auto":
+        return config.data.lanes
+    lanes = math.gcd(config.train.global_batch, 256)
+    reasons.append(f"data.lanes: {lanes}, the greatest common divisor of train.global_batch {config.train.global_batch} and 256")
+    return lanes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chooser:
+    """Searches the stage and the micro-batch that fit the memory of one rank."""
+
+    config: RunConfig
+    cluster: Cluster
+    precision: Precision
+    size: ModelSize
+    rank_batch: int
+
+    def zero_stage(self, reasons: list[str]) -> ZeroStage:
+        """The stage asked for, else the lowest of 1 and 3 that holds the model with the smallest micro-batch."""
+        asked = self.config.parallel.zero_stage
+        if asked != "auto":
+            if asked == 0 and self.precision == "bf16":
+                raise ConfigError(
+                    "parallel.zero_stage: 0 in bf16 takes a wrong first Adam step in DeepSpeed 0.19; use stage 1, 2 or 3, or precision fp32"
+                )
+            return asked
+        smallest = self._multiple
+        if self.memory(1, smallest).total <= USABLE_MEMORY * self.cluster.memory_bytes:
+            reasons.append("parallel.zero_stage: 1, the least communication; weights and gradients fit one device")
+            return 1
+        reasons.append("parallel.zero_stage: 3, because weights, gradients and activations do not fit one device at stage 1")
+        return 3
+
+    def micro_batch(self, zero_stage: ZeroStage, reasons: list[str]) -> int:
+        """The micro-batch asked for, else the largest divisor of the rank's share that fits."""
+        asked = self.config.parallel.micro_batch
+        if asked != "auto":
+            self._check_micro_batch(asked)
+            return asked
+        budget = USABLE_MEMORY * self.cluster.memory_bytes
+        largest = LARGEST_CPU_MICRO_BATCH if self.cluster.device == "cpu" else self.rank_batch
+        candidates = [n for n in _divisors(self.rank_batch) if n % self._multiple == 0]
+        if not candidates:
+            self._check_micro_batch(1)
+        wanted = [n for n in candidates if n <= largest] or candidates[:1]
+        fitting = [n for n in wanted if self.memory(zero_stage, n).total <= budget]
+        chosen = (fitting or wanted[:1])[-1]
+        why = "the largest that fits" if fitting else "the smallest; the estimate says that even this may not fit"
+        reasons.append(f"parallel.micro_batch: {chosen} of the rank's {self.rank_batch} samples, {why}")
+        return chosen
+
+    def memory(self, zero_stage: ZeroStage, micro_batch: int) -> MemoryEstimate:
+        """The estimate for one choice."""
+        assert zero_stage in get_args(ZeroStage)
+        return estimate_memory(
+            self.size,
+            world_size=self.cluster.world_size,
+            zero_stage=zero_stage,
+            precision=self.precision,
+            micro_batch=micro_batch,
+            recompute=self.config.parallel.recompute,
+            recompute_every=self.config.parallel.recompute_every,
+            ema=self.config.optim.ema_decay is not None,
+        )
+
+    @property
+    def _multiple(self) -> int:
+        return self.config.objective.micro_batch_multiple
+
+    def _check_micro_batch(self, micro_batch: int) -> None:
+        if self.rank_batch % micro_batch:
+            divisors = ", ".join(str(n) for n in _divisors(self.rank_batch))
+            raise ConfigError(
+                f"parallel.micro_batch: {micro_batch} does not divide the {self.rank_batch} samples that each of"
+                f" {self.cluster.world_size} ranks trains on per step; use one of {divisors}"
+            )
+        if micro_batch % self._multiple:
+            raise ConfigError(
+                f"train.global_batch: mixup and cutmix mix neighbours in pairs, so each rank's micro-batch must be even, but"
+                f" {self.rank_batch} samples per rank allow only {micro_batch}; use an even micro-batch or fewer ranks"
+            )
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

@@ -1,0 +1,211 @@
+"""From a configuration to a Run that is ready to train, in the order that the steps depend on each other."""
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from vitscale.checkpoint.discover import find_newest
+from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.checkpoint.restore import restore_checkpoint
+from vitscale.config import ConfigError
+from vitscale.data.dataset import Dataset, open_dataset
+from vitscale.data.loader import Share, TrainLoader, train_loader
+from vitscale.data.order import Order
+from vitscale.dist.agreement import on_every_rank, on_main
+from vitscale.dist.ranks import Ranks
+from vitscale.engine.deepspeed_config import EngineConfig
+from vitscale.engine.engine import Engine, build_engine
+from vitscale.engine.processes import init_process_group
+from vitscale.objectives.base import Objective
+from vitscale.plan.cluster import detect_cluster
+from vitscale.plan.plan import Plan, make_plan, resolve
+from vitscale.run_config import RunConfig, dump_run_config
+from vitscale.train.evaluations import build_evaluations, check_classes
+from vitscale.train.environment import environment_json, start_rank_log, stop_rank_log
+from vitscale.train.guards import StopRequest
+from vitscale.train.initial import initial_values
+from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
+from vitscale.train.reporter import Reporter
+from vitscale.train.reports import Observer
+from vitscale.train.resume import ResumeDecision, decide_resume
+from vitscale.train.run import Run
+from vitscale.train.run_dir import RunDirectory, exclusive, replace_text
+from vitscale.train.sample_log import SampleLog
+from vitscale.train.state import TrainState, read_host_state
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None) -> Iterator[Run]:
+    """Build the run and take it down again. All ranks enter this with equal arguments.
+
+    In this order: 1. plan, 2. lock the run directory, 3. decide where to resume, 4. open the data, 5. build the engine with
+    initial or resumed weights, 6. start loader, evaluations and observers. Raises the `UserError` of whatever is wrong.
+    """
+    cluster = detect_cluster(device=config.parallel.device, world_size=1)
+    ranks = init_process_group(cluster.device)
+    plan = make_plan(config, cluster=detect_cluster(device=config.parallel.device, world_size=ranks.world_size))
+    config = resolve(config, plan=plan)
+    directory = RunDirectory(root=config.run_dir)
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(exclusive(directory)))
+        handler = start_rank_log(directory.rank_log(ranks.rank))
+        stack.callback(stop_rank_log, handler)
+        decision = _decide(config, directory=directory, allow_change=allow_change)
+        dataset, order = _open_data(config)
+        with torch.device("meta"):
+            objective = config.objective.build(config.model.build())
+        initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
+        engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
+        stack.callback(engine.close)
+        identity = {"manifest_sha256": dataset.sha256, "order": order.identity()}
+        start = _restore(decision, engine=engine, identity=identity)
+        on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start))
+        loader = _loader(config, plan=plan, dataset=dataset, order=order, ranks=ranks, start=start, objective=objective)
+        stack.callback(loader.close)
+        stop = StopRequest(stop_at_step=stop_at_step)
+        stack.callback(stop.close)
+        sample_log = SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None)
+        stack.callback(sample_log.close)
+        reporter = _reporter(config, plan=plan, directory=directory, ranks=ranks, start=start, order=order, engine=engine)
+        stack.callback(reporter.close)
+        _announce(reporter, plan=plan, decision=decision, start=start, transfer=initial.table)
+        yield Run(
+            config=config,
+            plan=plan,
+            directory=directory,
+            start=start,
+            engine=engine,
+            batches=loader,
+            classes=dataset.classes,
+            data_identity=identity,
+            evaluations=build_evaluations(config, ranks=ranks),
+            reporter=reporter,
+            sample_log=sample_log,
+            stop=stop,
+        )
+
+
+def _decide(config: RunConfig, *, directory: RunDirectory, allow_change: Collection[str]) -> ResumeDecision:
+    def scan() -> dict[str, object]:
+        decision = decide_resume(config, checkpoints=directory.checkpoints, allow_change=allow_change)
+        return {"checkpoint": decision.checkpoint, "messages": decision.messages}
+
+    shared = on_main(scan)
+    return ResumeDecision(checkpoint=shared["checkpoint"], messages=tuple(shared["messages"]))
+
+
+def _open_data(config: RunConfig) -> tuple[Dataset, Order]:
+    # On every rank: each reads the shards itself, and a node may see another, or no, copy of them.
+    manifests = on_every_rank(lambda: open_dataset(config.data.path).sha256)
+    if len(set(manifests)) > 1:
+        raise ConfigError(f"data.path: {config.data.path} holds different data sets on different nodes; copy one of them to all")
+    dataset = open_dataset(config.data.path)
+    check_classes(dataset.num_classes, wanted=config.objective.num_classes, key="data.path")
+    assert isinstance(config.data.lanes, int), "the plan resolves auto"
+    data = config.data
+    order = Order(
+        num_samples=dataset.num_samples, seed=config.seed, lanes=config.data.lanes, block=data.block, window=data.window
+    )
+    return dataset, order
+
+
+def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
+    optim = config.optim
+    return EngineConfig(
+        zero_stage=plan.zero_stage,
+        precision=plan.precision,
+        device=plan.device,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        clip_grad_norm=optim.clip_grad_norm,
+        ema_decay=optim.ema_decay,
+        recompute=plan.recompute,
+        recompute_every=plan.recompute_every,
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def _restore(decision: ResumeDecision, *, engine: Engine, identity: dict[str, object]) -> TrainState:
+    if decision.checkpoint is None:
+        return TrainState()
+    reader = CheckpointReader(Path(decision.checkpoint))
+    state = read_host_state(reader.state, data=identity, where=decision.checkpoint)
+    restore_checkpoint(reader, store=engine.store)
+    return state
+
+
+def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, start: TrainState) -> None:
+    directory.rewind_logs(step=start.step)
+    replace_text(directory.config, dump_run_config(config))
+    replace_text(directory.plan, plan.to_json())
+    replace_text(directory.environment, environment_json())
+
+
+def _loader(
+    config: RunConfig, *, plan: Plan, dataset: Dataset, order: Order, ranks: Ranks, start: TrainState, objective: Objective
+) -> TrainLoader:
+    return train_loader(
+        dataset=dataset,
+        order=order,
+        transform=config.objective.sample_transform(config.model),
+        seed=config.seed,
+        global_batch=plan.global_batch,
+        share=Share(
+            rank=ranks.rank, world_size=ranks.world_size, num_workers=config.data.num_workers, prefetch=config.data.prefetch
+        ),
+        start_samples=start.samples,
+        batch_keys=objective.batch_keys,
+        pin_memory=plan.device == "cuda",
+    )
+
+
+def _reporter(
+    config: RunConfig, *, plan: Plan, directory: RunDirectory, ranks: Ranks, start: TrainState, order: Order, engine: Engine
+) -> Reporter:
+    def batch_ids(step: int) -> Sequence[int]:
+        consumed = (step - 1) * plan.global_batch
+        ids: list[int] = order.batch_ids(consumed, global_batch=plan.global_batch).sample_ids.tolist()
+        return ids
+
+    def newest_checkpoint() -> str:
+        found = find_newest(directory.checkpoints, deep=False).checkpoint
+        return str(found) if found is not None else "none yet (the run would start over)"
+
+    observers: tuple[Observer, ...] = ()
+    if ranks.is_main:
+        observers = (
+            ConsoleObserver(num_steps=plan.num_steps, start_step=start.step),
+            JsonLinesObserver(metrics=directory.metrics, events=directory.events),
+            TensorBoardObserver(
+                directory.tensorboard, start_step=start.step, config_text=dump_run_config(config), plan_text=plan.to_json()
+            ),
+        )
+    return Reporter(
+        observers, is_main=ranks.is_main, batch_ids=batch_ids, newest_checkpoint=newest_checkpoint, memory_bytes=engine.peak_memory_bytes
+    )
+
+
+def _announce(reporter: Reporter, *, plan: Plan, decision: ResumeDecision, start: TrainState, transfer: str | None) -> None:
+    reporter.event(
+        "resume" if decision.checkpoint else "start",
+        step=start.step,
+        message=(
+            f"{plan.num_parameters / 1e6:.2f} M parameters, {plan.step_flops_per_image / 1e9:.3g} GFLOPs per image and step;"
+            f" {plan.world_size} x {plan.device}, {plan.precision}, ZeRO {plan.zero_stage}, global batch {plan.global_batch}"
+            f" = {plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated"
+        ),
+        world_size=plan.world_size,
+        zero_stage=plan.zero_stage,
+    )
+    for message in (*plan.reasons, *decision.messages):
+        reporter.event("decision", step=start.step, message=message)
+    if transfer is not None:
+        reporter.event("init_from", step=start.step, message=transfer)

@@ -1,0 +1,51 @@
+"""Where the wall time of the steps between two reports went."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from vitscale.train.reports import Timing
+
+
+class StepClock:
+    """Times whole steps and the part of each spent waiting for data. Evaluations and saves are not counted."""
+
+    def __init__(self) -> None:
+        self._step_seconds: list[float] = []
+        self._wait_seconds = 0.0
+        self._begin = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the body as time spent waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self._wait_seconds += time.perf_counter() - begin
+
+    def step_done(self) -> None:
+        """Mark the end of a step and the begin of the next one."""
+        now = time.perf_counter()
+        self._step_seconds.append(now - self._begin)
+        self._begin = now
+
+    def skip(self) -> None:
+        """Start the next step now: what happened since the last one was no training."""
+        self._begin = time.perf_counter()
+
+    def collect(self, *, images_per_step: int) -> Timing:
+        """The figures since the last call, which are then forgotten."""
+        ordered = sorted(self._step_seconds)
+        total = sum(ordered)
+        timing = Timing(
+            images_per_second=images_per_step * len(ordered) / total if total else 0.0,
+            data_wait_share=self._wait_seconds / total if total else 0.0,
+            step_seconds_p50=_quantile(ordered, 0.50),
+            step_seconds_p99=_quantile(ordered, 0.99),
+        )
+        self._step_seconds, self._wait_seconds = [], 0.0
+        return timing
+
+
+def _quantile(ordered: list[float], fraction: float) -> float:
+    """Nearest rank; 0 for no values."""
+    return ordered[min(len(ordered) - 1, round(fraction * (len(ordered) - 1)))] if ordered else 0.0

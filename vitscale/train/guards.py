@@ -1,0 +1,100 @@
+"""What ends a run early: a request to stop, which all ranks must agree on, and a loss that is no longer a number."""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from vitscale.dist.collectives import is_distributed
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Turns SIGTERM and SIGINT, or a step given beforehand, into one decision that every rank takes at the same step.
+
+    A signal reaches ranks at different times, so each step they vote over a host-side group; the vote of a step is read at
+    the next one, which hides its latency. A second signal acts as if nobody had listened: it ends the process at once.
+    """
+
+    def __init__(self, *, stop_at_step: int | None = None) -> None:
+        self._stop_at_step = stop_at_step
+        self._asked = threading.Event()
+        self._group = dist.new_group(backend="gloo") if is_distributed() else None
+        self._vote: tuple[torch.Tensor, dist.Work] | None = None
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        # Ray runs training in a thread, where Python allows no handlers; Ray then decides about signals.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+
+    def agreed(self, step: int) -> bool:
+        """Whether all ranks stop after this step. All ranks must call this once per step."""
+        if self._stop_at_step is not None and step >= self._stop_at_step:
+            return True
+        if self._group is None:
+            return self._asked.is_set()
+        decided = False
+        if self._vote is not None:
+            flag, work = self._vote
+            work.wait()
+            decided = bool(flag.item())
+        flag = torch.tensor([int(self._asked.is_set())])
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        self._vote = (flag, work)
+        return decided
+
+    def close(self) -> None:
+        """Finish the outstanding vote and give the signals back."""
+        if self._vote is not None:
+            self._vote[1].wait()
+            self._vote = None
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._asked.set()
+        for other, handler in self._previous.items():
+            signal.signal(other, handler)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFinite:
+    """The first step that went wrong, and what was not finite in it."""
+
+    step: int
+    what: str
+
+
+def first_non_finite(losses: Sequence[float], grad_norms: Sequence[float], *, first_step: int) -> NonFinite | None:
+    """Find the first step whose loss or gradient norm is NaN or infinite; entry i belongs to step `first_step + i`.
+
+    The norm counts too: the loss of a step is computed before its update, so weights can be spoilt while it still looks well.
+    """
+    for offset, (loss, norm) in enumerate(zip(losses, grad_norms, strict=True)):
+        if not math.isfinite(loss):
+            return NonFinite(step=first_step + offset, what=f"the loss is {loss}")
+        if not math.isfinite(norm):
+            return NonFinite(step=first_step + offset, what=f"the gradient norm is {norm}")
+    return None
+
+
+def non_finite_message(found: NonFinite, *, sample_ids: Sequence[int], newest_checkpoint: str) -> str:
+    """What the user reads: the step, the samples of its batch, the newest good checkpoint and what to try."""
+    shown = ", ".join(str(i) for i in sample_ids[:16])
+    if len(sample_ids) > 16:
+        shown += f", ... ({len(sample_ids)} in all, listed in events.jsonl)"
+    return (
+        f"step {found.step}: {found.what}. Training stopped and kept nothing of this step or later; the newest good checkpoint is"
+        f" {newest_checkpoint}. The sample ids of the step's batch: {shown}. Look at these samples, lower optim.lr or lengthen"
+        " the warm-up; the same command goes on from that checkpoint."
+    )

@@ -1,0 +1,57 @@
+"""The training loop: batch, step, report, evaluate, save, until the samples are used up or somebody asks to stop."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vitscale.config import StopRequested
+from vitscale.data.types import Batch
+from vitscale.optim.schedules import learning_rate
+from vitscale.train.clock import StepClock
+from vitscale.train.pending import PendingSteps
+from vitscale.train.run import Run
+from vitscale.train.state import TrainState
+
+
+def train_loop(run: Run) -> TrainState:
+    """Train from `run.start` to the end of the plan. All ranks call this.
+
+    Raises `StopRequested` after a stop with everything saved, `NonFiniteLossError` at a loss that is NaN or infinite.
+    """
+    state, plan, total = run.start, run.plan, run.config.train.num_samples
+    clock, pending = StepClock(), PendingSteps(first_step=state.step)
+    while state.step < plan.num_steps:
+        with clock.waiting_for_data():
+            batch = next(run.batches)
+        if state.step == run.start.step:
+            run.show_inputs(batch, state)
+        rate = learning_rate(run.config.optim, samples=state.samples, total_samples=total)
+        pending.add(run.engine.train_step(micro_batches(batch, size=plan.micro_batch), step=state.step, lr=rate))
+        state = state.advance(plan.global_batch)
+        run.sample_log.write(state.step, batch["sample_id"])
+        run.reporter.progress(state.step)
+        clock.step_done()
+
+        stop = run.stop.agreed(state.step)
+        last = stop or state.step == plan.num_steps
+        evaluations = run.due_evaluations(state.step)
+        save = last or state.step % run.config.checkpoint.every_steps == 0
+        if save or evaluations or state.step % run.config.train.log_every_steps == 0:
+            # Before anything is kept: a loss that is not finite raises here.
+            run.reporter.steps(state, pending.collect(), lr=rate, timing=clock.collect(images_per_step=plan.global_batch))
+        for evaluation in evaluations:
+            run.evaluate(evaluation, state)
+        if save:
+            run.save(state)
+        if stop:
+            raise StopRequested(run.stopped_message(state))
+        clock.skip()
+    return state
+
+
+def micro_batches(batch: Batch, *, size: int) -> Sequence[Batch]:
+    """Cut a rank's batch into consecutive micro-batches of `size` samples (views, no copies)."""
+    parts: list[dict[str, Tensor]] = []
+    for first in range(0, batch["sample_id"].shape[0], size):
+        parts.append({key: value[first : first + size] for key, value in batch.items()})
+    return parts

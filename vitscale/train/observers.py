@@ -1,0 +1,185 @@
+"""The observers of a run: console, metrics.jsonl, events.jsonl and TensorBoard. They receive values and return nothing."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from vitscale.train.pictures import picture_grid
+from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepReport
+
+
+class _Silent:
+    """An observer that ignores everything; each one below overrides what it shows."""
+
+    def on_progress(self, step: int) -> None:
+        """Ignore."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Ignore."""
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Ignore."""
+
+    def on_event(self, event: Event) -> None:
+        """Ignore."""
+
+    def on_pictures(self, pictures: InputPictures) -> None:
+        """Ignore."""
+
+    def close(self) -> None:
+        """Ignore."""
+
+
+class ConsoleObserver(_Silent):
+    """A progress bar and a line per report on a terminal; plain lines where the output goes to a file or another program."""
+
+    def __init__(self, *, num_steps: int, start_step: int) -> None:
+        self._num_steps = num_steps
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        if self._console.is_terminal:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self._console)
+            self._task = self._progress.add_task("training", total=num_steps, completed=start_step)
+            self._progress.start()
+
+    def on_progress(self, step: int) -> None:
+        """Move the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def on_step(self, report: StepReport) -> None:
+        """One line of the figures people watch."""
+        values, timing = report.values, report.timing
+        width = len(str(self._num_steps))
+        self._line(
+            f"step {report.step:>{width}}/{self._num_steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}"
+            f"  grad norm {values['grad_norm']:.3f}  {timing.images_per_second:,.0f} images/s"
+            f"  data wait {timing.data_wait_share:.1%}  {report.memory_gib:.2f} GiB"
+        )
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """One line per evaluation."""
+        shown = "  ".join(f"{key} {value:.4f}" if value != int(value) else f"{key} {int(value)}" for key, value in report.values.items())
+        self._line(f"step {report.step}  eval/{report.name}  {shown}")
+
+    def on_event(self, event: Event) -> None:
+        """The event's message."""
+        self._line(event.message)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _line(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False)
+        else:
+            print(text, flush=True)
+
+
+class JsonLinesObserver(_Silent):
+    """Appends every report to metrics.jsonl and every event to events.jsonl, each line flushed as it is written."""
+
+    def __init__(self, *, metrics: Path, events: Path) -> None:
+        self._metrics = _open_lines(metrics)
+        self._events = _open_lines(events)
+
+    def on_step(self, report: StepReport) -> None:
+        """All figures of a logged step."""
+        timing = {
+            "images_per_second": report.timing.images_per_second,
+            "data_wait_share": report.timing.data_wait_share,
+            "step_seconds_p50": report.timing.step_seconds_p50,
+            "step_seconds_p99": report.timing.step_seconds_p99,
+            "memory_gib": report.memory_gib,
+        }
+        _write_line(self._metrics, {"step": report.step, "samples": report.samples, **report.values, **timing})
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """An evaluation's values under `eval/<name>/`."""
+        values = {f"eval/{report.name}/{key}": value for key, value in report.values.items()}
+        _write_line(self._metrics, {"step": report.step, "samples": report.samples, **values})
+
+    def on_event(self, event: Event) -> None:
+        """An event with its time; durable at once, since it may be the last thing that the run can say."""
+        record = {"time": time.time(), "event": event.kind, "step": event.step, "message": event.message, **event.details}
+        _write_line(self._events, record)
+        os.fsync(self._events.fileno())
+
+    def close(self) -> None:
+        """Make both files durable."""
+        for file in (self._metrics, self._events):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+class TensorBoardObserver(_Silent):
+    """Curves, the grid of augmented inputs and the configuration, for `tensorboard --logdir`.
+
+    `start_step` hides what an earlier, interrupted attempt wrote of the steps that are done again.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int, config_text: str, plan_text: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+        self._writer.add_text("config", _code_block(config_text, "yaml"), start_step)
+        self._writer.add_text("plan", _code_block(plan_text, "json"), start_step)
+
+    def on_step(self, report: StepReport) -> None:
+        """Training curves over the step."""
+        scalars = {f"train/{name}": value for name, value in report.values.items()}
+        scalars |= {
+            "throughput/images_per_second": report.timing.images_per_second,
+            "time/data_wait_share": report.timing.data_wait_share,
+            "time/step_seconds_p50": report.timing.step_seconds_p50,
+            "time/step_seconds_p99": report.timing.step_seconds_p99,
+            "memory/peak_gib": report.memory_gib,
+        }
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, report.step)
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """Evaluation curves over the step."""
+        for key, value in report.values.items():
+            self._writer.add_scalar(f"eval/{report.name}/{key}", value, report.step)
+        self._writer.flush()
+
+    def on_pictures(self, pictures: InputPictures) -> None:
+        """One picture: the grid of inputs with their captions."""
+        grid = picture_grid(pictures.images, captions=pictures.captions)
+        self._writer.add_image("inputs", np.asarray(grid), pictures.step, dataformats="HWC")
+        self._writer.flush()
+
+    def on_event(self, event: Event) -> None:
+        """The ledger as text."""
+        self._writer.add_text(f"events/{event.kind}", event.message, event.step)
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._writer.close()
+
+
+def _open_lines(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "a", encoding="utf-8")
+
+
+def _write_line(file: TextIO, record: dict[str, object]) -> None:
+    file.write(json.dumps(record) + "\n")
+    file.flush()
+
+
+def _code_block(text: str, language: str) -> str:
+    return f"```{language}\n{text}\n```"

@@ -1,0 +1,52 @@
+"""Step results that have not left the device yet: kept as device tensors until a step that reports."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitscale.dist.collectives import all_reduce_sum
+from vitscale.dist.ranks import current_ranks
+from vitscale.engine.engine import StepMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSummary:
+    """The steps since the last report: `losses[i]` is the loss of step `first_step + i` over all ranks (steps count from 1),
+    `grad_norms[i]` its gradient norm before clipping, `values` the means of every metric over these steps and all ranks."""
+
+    first_step: int
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    values: dict[str, float]
+
+
+class PendingSteps:
+    """Collects each step's device scalars; one all-reduce and one copy to the host per report."""
+
+    def __init__(self, *, first_step: int) -> None:
+        self._next_step = first_step + 1
+        self._steps: list[StepMetrics] = []
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Keep one step's results, on the device."""
+        self._steps.append(metrics)
+
+    def collect(self) -> StepSummary:
+        """Average over the ranks and fetch. All ranks must call this: the reduction is collective."""
+        steps, self._steps = self._steps, []
+        names = list(steps[0].metrics)
+        rows = torch.stack([torch.stack([_scalar(step.loss), *(_scalar(step.metrics[name]) for name in names)]) for step in steps])
+        # The sync point: everything above stayed on the device.
+        means = (all_reduce_sum(rows) / current_ranks().world_size).cpu()
+        norms = torch.stack([_scalar(step.grad_norm) for step in steps]).cpu()
+        first, self._next_step = self._next_step, self._next_step + len(steps)
+        losses = tuple(means[:, 0].tolist())
+        values = {"loss": means[:, 0].mean().item(), "loss_max": max(losses), "grad_norm": norms.mean().item()}
+        values |= {name: means[:, 1 + i].mean().item() for i, name in enumerate(names)}
+        return StepSummary(first_step=first, losses=losses, grad_norms=tuple(norms.tolist()), values=values)
+
+
+def _scalar(value: Tensor) -> Tensor:
+    # Double: a mean over many ranks and steps must not depend on their number in the last digits that are shown.
+    return value.detach().double().reshape(())

@@ -1,0 +1,79 @@
+"""The values that the loop hands to observers: frozen, plain numbers, nothing to write back to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Speed of the steps since the last report. `data_wait_share` is the fraction of wall time spent waiting for data."""
+
+    images_per_second: float
+    data_wait_share: float
+    step_seconds_p50: float
+    step_seconds_p99: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What is known at a logged step. `values` are means over the ranks and over the steps since the last report."""
+
+    step: int
+    samples: int
+    values: dict[str, float]
+    timing: Timing
+    memory_gib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """The result of one evaluation."""
+
+    name: str
+    step: int
+    samples: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to the run, for the ledger: start, resume, save, evaluation, stop, failure."""
+
+    kind: str
+    step: int
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputPictures:
+    """Augmented inputs as the model gets them before normalisation: `images` uint8 (B, C, H, W) and a caption for each."""
+
+    step: int
+    images: Tensor
+    captions: Sequence[str]
+
+
+class Observer(Protocol):
+    """Receives values on rank 0 and returns nothing."""
+
+    def on_progress(self, step: int) -> None:
+        """A step was done; called at every step, so it must be cheap and must not wait for the device."""
+
+    def on_step(self, report: StepReport) -> None:
+        """A logged step."""
+
+    def on_evaluation(self, report: EvaluationReport) -> None:
+        """An evaluation ended."""
+
+    def on_event(self, event: Event) -> None:
+        """An event for the ledger."""
+
+    def on_pictures(self, pictures: InputPictures) -> None:
+        """Augmented inputs of the first batch after a start."""
+
+    def close(self) -> None:
+        """No more values will come."""

@@ -1,0 +1,72 @@
+"""Where a run continues: the newest whole checkpoint of its own directory, if the configuration still describes that run."""
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitscale.checkpoint.discover import find_newest
+from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.config import CheckpointError, ConfigError, binding_values, decode, parse_yaml
+from vitscale.run_config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeDecision:
+    """`checkpoint` is None for a start from scratch; `messages` say from where and why not from something newer."""
+
+    checkpoint: str | None
+    messages: tuple[str, ...]
+
+
+def decide_resume(config: RunConfig, *, checkpoints: Path, allow_change: Collection[str]) -> ResumeDecision:
+    """Scan the run's checkpoints and compare the newest whole one's configuration with `config` (resolved). Rank 0 only.
+
+    `allow_change` lists dotted keys, or sections, that may differ. Raises `CheckpointError` naming every other key that
+    differs, and when there are checkpoints of which none is whole, since starting over would throw that work away.
+    """
+    found = find_newest(checkpoints)
+    passed_over = tuple(f"passed over {entry.path.name}: {entry.reason}" for entry in found.passed_over)
+    if found.checkpoint is None:
+        committed = [entry for entry in found.passed_over if entry.path.suffix == ""]
+        if committed:
+            raise CheckpointError(
+                f"{checkpoints}: none of the checkpoints here is whole ({'; '.join(passed_over)}). To start over, move the folder"
+                " away or give the run another name (name=...)."
+            )
+        return ResumeDecision(checkpoint=None, messages=passed_over)
+    reader = CheckpointReader(found.checkpoint)
+    previous = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(found.checkpoint)), source=str(found.checkpoint))
+    changed = changed_keys(previous, config)
+    _check_allowed(allow_change, known={key for key, _ in binding_values(config)} | {key for key, _ in binding_values(previous)})
+    refused = {key: values for key, values in changed.items() if not _is_allowed(key, allow_change)}
+    if refused:
+        lines = "".join(f"\n  {key}: was {old!r}, is {new!r}" for key, (old, new) in refused.items())
+        flags = " ".join(f"--allow-change {key}" for key in refused)
+        raise CheckpointError(
+            f"{found.checkpoint}: this run was trained with another configuration, and going on would not be the run that either"
+            f" YAML describes:{lines}\nGive the run another name (name=...), undo the change, or accept it with {flags}."
+        )
+    accepted = tuple(f"changed on request: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items())
+    origin = f"resuming from {found.checkpoint.name} (step {reader.manifest.step})"
+    return ResumeDecision(checkpoint=str(found.checkpoint), messages=(origin, *passed_over, *accepted))
+
+
+def changed_keys(previous: RunConfig, current: RunConfig) -> dict[str, tuple[object, object]]:
+    """Dotted key to (previous, current) value of every setting that decides what the run computes and differs."""
+    before, after = dict(binding_values(previous)), dict(binding_values(current))
+    # init_from says where the first step started from, which a resume no longer does; but a changed one means another run.
+    keys = [*before, *(key for key in after if key not in before)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _is_allowed(key: str, allow_change: Collection[str]) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow_change)
+
+
+def _check_allowed(allow_change: Collection[str], *, known: Collection[str]) -> None:
+    for allowed in allow_change:
+        if not any(_is_allowed(key, [allowed]) for key in known):
+            near = difflib.get_close_matches(allowed, list(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"--allow-change {allowed}: no setting that decides what the run computes has this name{hint}")

@@ -1,0 +1,77 @@
+"""Run: everything a training run holds while it runs, and the few actions of the loop that touch more than one of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vitscale.checkpoint.retention import prune
+from vitscale.checkpoint.save import save_checkpoint
+from vitscale.data.types import Batch
+from vitscale.engine.engine import Engine
+from vitscale.plan.plan import Plan
+from vitscale.run_config import RunConfig, dump_run_config
+from vitscale.train.evaluations import Evaluation
+from vitscale.train.guards import StopRequest
+from vitscale.train.pictures import captions
+from vitscale.train.reporter import Reporter
+from vitscale.train.reports import InputPictures
+from vitscale.train.run_dir import RunDirectory
+from vitscale.train.sample_log import SampleLog
+from vitscale.train.state import TrainState, host_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is ready to train from `start`. `data_identity` names the data set and the order in checkpoints,
+    `classes` the labels in pictures."""
+
+    config: RunConfig
+    plan: Plan
+    directory: RunDirectory
+    start: TrainState
+    engine: Engine
+    batches: Iterator[Batch]
+    classes: tuple[str, ...] | None
+    data_identity: dict[str, object]
+    evaluations: tuple[Evaluation, ...]
+    reporter: Reporter
+    sample_log: SampleLog
+    stop: StopRequest
+
+    def due_evaluations(self, step: int) -> list[Evaluation]:
+        """The evaluations to run after this step; all of them after the last one."""
+        at_end = step == self.plan.num_steps
+        return [e for e in self.evaluations if at_end or (e.every_steps is not None and step % e.every_steps == 0)]
+
+    def evaluate(self, evaluation: Evaluation, state: TrainState) -> None:
+        """Run one evaluation and report it. All ranks."""
+        with self.engine.weights(evaluation.weights):
+            values = evaluation.evaluator.run(self.engine.predict)
+        self.reporter.evaluation(evaluation.name, state, values)
+
+    def show_inputs(self, batch: Batch, state: TrainState) -> None:
+        """Show the first augmented inputs of a batch with their labels."""
+        count = self.config.train.log_images
+        if count and self.reporter.is_main:
+            self.reporter.pictures(
+                InputPictures(step=state.step, images=batch["image"][:count], captions=captions(batch, count=count, classes=self.classes))
+            )
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, then delete those that are too many. All ranks."""
+        with self.reporter.saving(state):
+            save_checkpoint(
+                self.engine.store,
+                folder=self.directory.checkpoints,
+                step=state.step,
+                state=host_state(state, seed=self.config.seed, data=self.data_identity),
+                config_text=dump_run_config(self.config),
+            )
+        if self.reporter.is_main:
+            prune(self.directory.checkpoints, keep=self.config.checkpoint.keep)
+
+    def stopped_message(self, state: TrainState) -> str:
+        """What the user reads after a stop."""
+        return (
+            f"{self.directory.root}: stopped on request after step {state.step} of {self.plan.num_steps}, everything saved."
+            " The same command goes on from there."
+        )

@@ -1,0 +1,115 @@
+"""The run directory: where everything of a run lies, who may write to it, and how its logs are cut back on a resume."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitscale.config import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    """Paths below `runs/<name>/`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What the plan decided, with reasons."""
+        return self.root / "plan.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, commit, host and command line of the newest start."""
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step or evaluation."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The ledger: starts, saves, evaluations, stops. Only ever appended to."""
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard event files."""
+        return self.root / "tensorboard"
+
+    def rank_log(self, rank: int) -> Path:
+        """One rank's log."""
+        return self.root / "logs" / f"rank-{rank:05d}.jsonl"
+
+    def sample_log(self, rank: int) -> Path:
+        """Sample ids that one rank consumed, a line per step."""
+        return self.root / "samples" / f"rank-{rank:05d}.jsonl"
+
+    def rewind_logs(self, *, step: int) -> None:
+        """Drop what the logs say of steps after `step`, which are about to be done again. Rank 0 only."""
+        for path in [self.metrics, *sorted((self.root / "samples").glob("rank-*.jsonl"))]:
+            if path.exists():
+                _keep_lines(path, last_step=step)
+
+
+@contextlib.contextmanager
+def exclusive(directory: RunDirectory) -> Iterator[None]:
+    """Hold the run directory's lock; the kernel releases it when this process dies, however it dies.
+
+    Raises `UsageError` naming the holder when another process has it.
+    """
+    directory.root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unnamed process"
+            raise UsageError(
+                f"{directory.root}: another process is training in this run directory ({holder})."
+                " Wait for it, stop it, or give this run another name (name=...)."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader, or a crash, sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _keep_lines(path: Path, *, last_step: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the torn last line of a killed process
+        if record["step"] <= last_step:
+            kept.append(line + "\n")
+    replace_text(path, "".join(kept))

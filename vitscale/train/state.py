@@ -1,0 +1,40 @@
+"""TrainState: the small host state of a run, saved with every checkpoint."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vitscale.config import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """How far a run has come: optimizer steps done and training samples consumed.
+
+    The data cursor is `samples` itself and every random draw is keyed by what it is for, so this is all a resume needs.
+    """
+
+    step: int = 0
+    samples: int = 0
+
+    def advance(self, num_samples: int) -> "TrainState":
+        """The state after one optimizer step on `num_samples` samples."""
+        return TrainState(step=self.step + 1, samples=self.samples + num_samples)
+
+
+def host_state(state: TrainState, *, seed: int, data: dict[str, Any]) -> dict[str, Any]:
+    """The JSON kept in a checkpoint. `data` identifies the data set and the order; the cursor counts samples over all epochs."""
+    rng = {"scheme": "counter", "seed": seed, "keys": ["seed, epoch, sample id", "seed, step, rank", "seed, parameter name"]}
+    return {"step": state.step, "samples": state.samples, "cursor": {**data, "consumed": state.samples}, "rng": rng}
+
+
+def read_host_state(saved: dict[str, Any], *, data: dict[str, Any], where: str) -> TrainState:
+    """The state kept in a checkpoint at `where`. Raises `CheckpointError` when it belongs to another data set or order."""
+    cursor = saved["cursor"]
+    changed = [key for key, value in data.items() if cursor.get(key) != value]
+    if changed:
+        detail = "; ".join(f"{key} was {cursor.get(key)!r} and is {data[key]!r}" for key in changed)
+        raise CheckpointError(
+            f"{where}: this checkpoint continues another data set or order than the configuration names ({detail})."
+            " Restore the data set it was trained on, or start a new run under another name."
+        )
+    return TrainState(step=int(saved["step"]), samples=int(saved["samples"]))
