@@ -86,6 +86,15 @@ class Order:
         """What a checkpoint stores and a resume compares: with any other value the run would see other batches."""
         return asdict(self)
 
+    def samples_per_lane(self, global_batch: int) -> int:
+        """What a global batch takes of every lane. Raises `ConfigError` when the lanes do not divide it."""
+        if global_batch < 1 or global_batch % self.lanes:
+            raise ConfigError(
+                f"train.global_batch: {global_batch} is not a multiple of data.lanes {self.lanes};"
+                " every batch takes equally many samples of each lane. Change one of them."
+            )
+        return global_batch // self.lanes
+
     def batch_ids(self, consumed: int, *, global_batch: int, start: int = 0, stop: int | None = None) -> BatchIds:
         """The samples at positions [start, stop) of the global batch that follows `consumed` samples.
 
@@ -104,7 +113,7 @@ class Order:
     def batch_spans(self, consumed: int, *, global_batch: int, start: int, stop: int) -> Iterator[Span]:
         """The same stretch of a global batch as `batch_ids`, as spans of windows in batch order."""
         assert 0 <= start <= stop <= global_batch, (start, stop, global_batch)
-        per_lane = self._samples_per_lane(global_batch)
+        per_lane = self.samples_per_lane(global_batch)
         assert consumed >= 0, consumed
         assert consumed % self.lanes == 0, f"{consumed} samples are not a whole number of global batches over {self.lanes} lanes"
         cursor = consumed // self.lanes
@@ -127,14 +136,6 @@ class Order:
         if stop == self.lane_length:
             return Window(lane=window.lane, epoch=window.epoch + 1, index=0)
         return Window(lane=window.lane, epoch=window.epoch, index=window.index + 1)
-
-    def _samples_per_lane(self, global_batch: int) -> int:
-        if global_batch < 1 or global_batch % self.lanes:
-            raise ConfigError(
-                f"train.global_batch: {global_batch} is not a multiple of data.lanes {self.lanes};"
-                " every batch takes equally many samples of each lane. Change one of them."
-            )
-        return global_batch // self.lanes
 
     def _lane_spans(self, lane: int, *, first: int, stop: int) -> Iterator[Span]:
         """The positions [first, stop) of a lane, counted over all epochs."""

@@ -1,0 +1,100 @@
+"""Reading in the order: which slice of the global batches a reader makes, and its windows, each lane's next one read ahead."""
+
+from collections import defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitscale.data.dataset import Dataset
+from vitscale.data.order import Order, Span, Window
+from vitscale.data.reader import SampleReader
+from vitscale.data.types import RawSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSlice:
+    """The positions [start, stop) of every global batch."""
+
+    start: int
+    stop: int
+
+
+def rank_slice(global_batch: int, *, rank: int, world_size: int) -> BatchSlice:
+    """What one rank makes of every global batch; the slices of all ranks are contiguous and differ by at most one sample."""
+    return BatchSlice(start=rank * global_batch // world_size, stop=(rank + 1) * global_batch // world_size)
+
+
+def worker_slice(whole: BatchSlice, *, samples_per_lane: int, worker: int, num_workers: int) -> BatchSlice:
+    """What one of a rank's workers makes of the rank's slice; empty where there are more workers than samples.
+
+    Cut between lanes where each worker gets at least one: two workers that share a lane both read all of it.
+    """
+    length = whole.stop - whole.start
+    aligned = whole.start % samples_per_lane == 0 and length % samples_per_lane == 0
+    unit = samples_per_lane if aligned and length // samples_per_lane >= num_workers else 1
+    start, stop = (length // unit * i // num_workers * unit for i in (worker, worker + 1))
+    return BatchSlice(start=whole.start + start, stop=whole.start + stop)
+
+
+class LaneReader:
+    """Reads the samples of a slice of successive global batches: whole windows, one ranged read per block.
+
+    A thread reads each lane's next window while the present one is used up, so that up to two windows of
+    `block * window` undecoded samples are held for every lane that the slice touches. Over all readers that is at most
+    `2 * lanes * block * window` samples when no two readers share a lane.
+    """
+
+    def __init__(self, dataset: Dataset, *, order: Order) -> None:
+        assert dataset.num_samples == order.num_samples, (dataset.num_samples, order.num_samples)
+        self._order = order
+        self._reader = SampleReader(dataset)  # used by the thread alone
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="window-reader")
+        self._lanes: defaultdict[int, deque[_Loading]] = defaultdict(deque)
+
+    def read(self, consumed: int, *, global_batch: int, batch_slice: BatchSlice) -> list[RawSample]:
+        """The slice's samples of the global batch that follows `consumed` samples, in batch order. Raises `DataError`.
+
+        Batches are read forwards, each once: samples are let go as they are handed out.
+        """
+        spans = list(self._order.batch_spans(consumed, global_batch=global_batch, start=batch_slice.start, stop=batch_slice.stop))
+        for span in spans:  # what this batch needs comes before any reading ahead
+            self._request(span.window)
+        samples: list[RawSample] = []
+        for span in spans:
+            self._request(self._order.window_after(span.window))
+            samples += self._take(span)
+        return samples
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _request(self, window: Window) -> None:
+        queue = self._lanes[window.lane]
+        if all(loading.window != window for loading in queue):
+            queue.append(_Loading(window=window, samples=self._thread.submit(self._load, window)))
+
+    def _take(self, span: Span) -> list[RawSample]:
+        queue = self._lanes[span.window.lane]
+        while queue[0].window != span.window:
+            queue.popleft()
+        samples = queue[0].samples.result()
+        return [samples.pop(place) for place in range(span.start, span.stop)]
+
+    def _load(self, window: Window) -> dict[int, RawSample]:
+        shuffled_ids = self._order.window_ids(window)
+        ids = np.sort(shuffled_ids)
+        by_id: dict[int, RawSample] = {}
+        for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
+            for sample in self._reader.read(int(run[0]), int(run[-1]) + 1, epoch=window.epoch):
+                by_id[sample.sample_id] = sample
+        return {place: by_id[sample_id] for place, sample_id in enumerate(shuffled_ids.tolist())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loading:
+    """A window that is being read or has been: its samples by their place in its shuffled order."""
+
+    window: Window
+    samples: Future[dict[int, RawSample]]

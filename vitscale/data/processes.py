@@ -1,0 +1,113 @@
+"""Loader processes: how they are started, what they ignore, how they end, and what the user hears when one dies."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from vitscale.config import DataError, UserError
+from vitscale.data.types import Batch
+from vitscale.data.worker import Part
+
+# A fork of the training process would copy locks that threads of gloo, Ray or autograd hold at that moment, and a CUDA context
+# that cannot be used; spawn imports torch once more for every process (2 s each). The fork server does so once per
+# training process, has one thread, and starts every loader process after that in milliseconds, sharing torch's pages.
+_START_METHOD = "forkserver"
+_PRELOAD = ["torch", "vitscale.data.process_server"]
+
+# Launchers send these to whole process groups. What they mean is for the training process to decide: it may still need
+# batches to finish a step and save.
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_JOIN_SECONDS = 5.0
+
+
+class PartStream(Iterator[Part]):
+    """Iterates over `parts` in `num_workers` processes, taking one item of each worker in turn; in this process for 0 workers.
+
+    Raises an error of a worker as the `UserError` that it was there, and `DataError` when a process was killed.
+    """
+
+    def __init__(self, parts: IterableDataset[Part], *, num_workers: int, prefetch: int) -> None:
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._items: Iterator[Part] | None
+        if num_workers == 0:
+            self._items = iter(parts)
+            return
+        before = set(multiprocessing.active_children())
+        self._items = iter(_process_loader(parts, num_workers=num_workers, prefetch=prefetch))
+        self._processes = [process for process in multiprocessing.active_children() if process not in before]
+        # Before multiprocessing's own exit handler, which sends SIGTERM and waits: the processes ignore that signal.
+        atexit.register(self.close)
+
+    def __next__(self) -> Part:
+        if self._items is None:
+            raise StopIteration
+        try:
+            item = next(self._items)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            self.close()
+            raise DataError(
+                f"A loader process was killed ({error}), most often because memory ran out."
+                " Lower data.num_workers, data.window or data.prefetch, or give the job more memory."
+            ) from None
+        if isinstance(item, UserError):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the processes, at once unless one hangs in a read. May be called twice."""
+        self._items = None  # the last reference: torch asks the processes to end and waits for them
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
+                process.join(_JOIN_SECONDS)
+        self._processes = []
+        atexit.unregister(self.close)
+
+
+def ignore_signals() -> None:
+    """Leave the signals that end or stop a job to the training process."""
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _process_loader(parts: IterableDataset[Part], *, num_workers: int, prefetch: int) -> DataLoader[Part]:
+    context = multiprocessing.get_context(_START_METHOD)
+    context.set_forkserver_preload(_PRELOAD)
+    return DataLoader(
+        parts,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch,
+        collate_fn=_as_is,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=context,
+        # By default the loader draws a seed from torch's global generator, which would make it part of the run's state.
+        generator=torch.Generator(),
+    )
+
+
+def _as_is(part: Part) -> Part:
+    return part
+
+
+def _start_worker(worker: int) -> None:  # noqa: ARG001  (torch passes the worker's number)
+    ignore_signals()
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the training process is gone, also after its kill -9: torch would notice only between two batches."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
