@@ -94,7 +94,7 @@ def swap_pairs(values: Tensor) -> Tensor:
     """Each sample's partner: 1, 0, 3, 2, ... along the first dimension. Raises `ValueError` for an odd number of samples."""
     if values.shape[0] % 2:
         raise ValueError(f"mixup and cutmix pair the samples of a micro-batch; {values.shape[0]} is odd, make it even")
-    swapped: Tensor = values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)  # type: ignore[no-untyped-call]
+    swapped: Tensor = values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     return swapped
 
 

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitscale.models import ViTConfig
+from vitscale.models.flops import executed_step_flops, forward_flops, num_parameters, step_flops
+from vitscale.objectives import SupervisedConfig
+
+# Published counts in millions without head (big_vision) and with 1000 classes, and forward GFLOPs, at 224 pixels.
+PUBLISHED = [
+    ("Ti/16", 5.5, 5.72, 2.51),
+    ("S/16", 21.7, 22.05, 9.20),
+    ("M/16", 38.3, None, 16.0),
+    ("B/16", 85.8, 86.57, 35.1),
+    ("B/32", 87.5, None, 8.8),
+    ("L/16", 303.3, 304.33, 123.1),
+    ("L/14", 303.2, 304.20, 162.0),
+    ("So400m/14", 412.4, None, 219.8),
+    ("H/14", 630.8, 632.05, 334.6),
+    ("g/14", 1011, 1012.6, 534.1),
+    ("g-opt/16", 1135, None, 456),
+    ("G/14", 1843, 1844.4, 967.5),
+    ("G-opt/16", 1663, None, 666),
+    ("e/14", 3805, 3807, 1981),
+    ("7B/16", None, 6721, 2671),
+    ("22B/14", None, 21758, 11256),
+]
+
+
+@pytest.mark.parametrize(("name", "backbone_millions", "total_millions", "forward_gflops"), PUBLISHED)
+def test_variants_have_the_published_sizes(
+    name: str, backbone_millions: float | None, total_millions: float | None, forward_gflops: float
+) -> None:
+    model = ViTConfig(variant=name, image_size=224)
+    with torch.device("meta"):
+        objective = SupervisedConfig(num_classes=1000).build(model.build())
+    backbone = sum(parameter.numel() for parameter in objective.backbone.parameters())
+    total = sum(parameter.numel() for parameter in objective.parameters())
+    assert backbone == num_parameters(model.shape)
+    assert total == num_parameters(model.shape, num_classes=1000)
+    for count, published in ((backbone, backbone_millions), (total, total_millions)):
+        if published is not None:
+            assert count / 1e6 == pytest.approx(published, abs=_last_digit(published))
+    assert forward_flops(model.shape, num_classes=1000) / 1e9 == pytest.approx(forward_gflops, abs=_last_digit(forward_gflops))
+
+
+@pytest.mark.parametrize("changes", [{}, {"pooling": "mean", "positions": "sincos2d_mae"}, {"mlp_width": 40, "num_channels": 1}])
+@pytest.mark.parametrize("pre_logits", [None, 24])
+def test_counts_equal_torchs_counter(changes: dict, pre_logits: int | None) -> None:
+    model = ViTConfig.model_validate({"variant": "mu/8", "image_size": 32, "depth": 2, **changes})
+    head = {"num_classes": 11, "pre_logits_width": pre_logits}
+    with torch.device("meta"):
+        objective = SupervisedConfig(num_classes=11, pre_logits=pre_logits).build(model.build())
+        image_BCHW = torch.empty(1, model.num_channels, 32, 32)
+
+    def counted(image_BCHW: torch.Tensor, *, backward: bool) -> int:
+        with FlopCounterMode(display=False) as counter:
+            logits_BK = objective.head(objective.backbone(image_BCHW).pooled_BD)
+            if backward:
+                logits_BK.sum().backward()
+        return counter.get_total_flops()
+
+    assert sum(parameter.numel() for parameter in objective.parameters()) == num_parameters(model.shape, **head)
+    assert counted(image_BCHW, backward=False) == forward_flops(model.shape, **head)
+    assert counted(image_BCHW, backward=True) == executed_step_flops(model.shape, **head)
+    assert counted(image_BCHW.requires_grad_(), backward=True) == step_flops(model.shape, **head)
+
+
+def _last_digit(published: float) -> float:
+    """One unit of the last digit that was printed."""
+    _, _, decimals = str(published).partition(".")
+    return 10.0 ** -(0 if decimals in ("", "0") else len(decimals))
