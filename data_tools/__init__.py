@@ -1,0 +1,1 @@
+"""Makes data sets: fetches, packs and checks what `vitscale` trains on."""
