@@ -1,0 +1,35 @@
+"""Step timing: shares and quantiles of what was measured, forgotten once collected."""
+
+import time
+
+import pytest
+
+from vitscale.train.clock import StepClock
+
+
+def test_waiting_is_a_share_of_the_step_time() -> None:
+    clock = StepClock()
+    for _ in range(4):
+        with clock.waiting_for_data():
+            time.sleep(0.01)
+        time.sleep(0.01)
+        clock.step_done()
+    timing = clock.collect(images_per_step=100)
+    assert 0.3 < timing.data_wait_share < 0.7
+    assert timing.images_per_second == pytest.approx(100 / timing.step_seconds_p50, rel=0.5)
+    assert timing.step_seconds_p50 <= timing.step_seconds_p99
+
+
+def test_what_is_skipped_is_not_counted() -> None:
+    clock = StepClock()
+    time.sleep(0.05)
+    clock.skip()
+    clock.step_done()
+    assert clock.collect(images_per_step=1).step_seconds_p99 < 0.04
+
+
+def test_collect_forgets() -> None:
+    clock = StepClock()
+    clock.step_done()
+    clock.collect(images_per_step=1)
+    assert clock.collect(images_per_step=1).images_per_second == 0.0

@@ -1,0 +1,53 @@
+"""Stopping: one decision for all, and the first step that went wrong."""
+
+import math
+import os
+import signal
+
+import pytest
+
+from vitscale.train.guards import NonFinite, StopRequest, first_non_finite, non_finite_message
+
+
+def test_a_step_given_beforehand_stops_there() -> None:
+    stop = StopRequest(stop_at_step=3)
+    try:
+        assert [stop.agreed(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
+    finally:
+        stop.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_and_a_second_one_would_act_as_before(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    stop = StopRequest()
+    try:
+        assert not stop.agreed(1)
+        os.kill(os.getpid(), number)
+        assert stop.agreed(2)
+        assert signal.getsignal(number) is before
+    finally:
+        stop.close()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("losses", "norms", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 1.0], None),
+        ([1.0, math.nan, math.nan], [1.0, 1.0, 1.0], NonFinite(step=12, what="the loss is nan")),
+        ([1.0, 2.0], [1.0, math.inf], NonFinite(step=12, what="the gradient norm is inf")),
+        ([math.inf, 2.0], [math.nan, 1.0], NonFinite(step=11, what="the loss is inf")),
+    ],
+)
+def test_the_first_bad_step_is_found(losses: list[float], norms: list[float], expected: NonFinite | None) -> None:
+    assert first_non_finite(losses, norms, first_step=11) == expected
+
+
+def test_the_message_names_step_samples_and_checkpoint() -> None:
+    found = NonFinite(step=12, what="the loss is nan")
+    message = non_finite_message(found, sample_ids=list(range(100, 140)), newest_checkpoint="runs/x/checkpoints/step-00000010")
+    assert message.startswith("step 12: the loss is nan.")
+    assert "100, 101," in message
+    assert "115, ... (40 in all" in message
+    assert "runs/x/checkpoints/step-00000010" in message

@@ -1,0 +1,92 @@
+"""Observers: what lands in the JSON lines, in TensorBoard and on the console."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
+from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepReport, Timing
+
+TIMING = Timing(images_per_second=1234.5, data_wait_share=0.25, step_seconds_p50=0.1, step_seconds_p99=0.2)
+
+
+def step_report(step: int, loss: float = 1.5) -> StepReport:
+    values = {"loss": loss, "loss_max": loss, "lr": 1e-3, "grad_norm": 2.0}
+    return StepReport(step=step, samples=step * 8, values=values, timing=TIMING, memory_gib=0.5)
+
+
+EVALUATION = EvaluationReport(name="test", step=20, samples=160, values={"top1": 0.875, "num_samples": 10_000.0})
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    observer = JsonLinesObserver(metrics=tmp_path / "metrics.jsonl", events=tmp_path / "events.jsonl")
+    observer.on_step(step_report(10))
+    observer.on_evaluation(EVALUATION)
+    observer.on_event(Event(kind="checkpoint", step=20, message="saved", details={"seconds": 0.5}))
+    observer.close()
+    step, evaluation = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert step == {
+        "step": 10,
+        "samples": 80,
+        "loss": 1.5,
+        "loss_max": 1.5,
+        "lr": 1e-3,
+        "grad_norm": 2.0,
+        "images_per_second": 1234.5,
+        "data_wait_share": 0.25,
+        "step_seconds_p50": 0.1,
+        "step_seconds_p99": 0.2,
+        "memory_gib": 0.5,
+    }
+    assert evaluation == {"step": 20, "samples": 160, "eval/test/top1": 0.875, "eval/test/num_samples": 10_000.0}
+    (event,) = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
+    assert event.pop("time") > 0
+    assert event == {"event": "checkpoint", "step": 20, "message": "saved", "seconds": 0.5}
+
+
+def test_tensorboard_shows_curves_pictures_text_and_hides_repeated_steps(tmp_path: Path) -> None:
+    first = TensorBoardObserver(tmp_path, start_step=0, config_text="a: 1", plan_text="{}")
+    for step in (10, 20, 30):
+        first.on_step(step_report(step, loss=9.0))
+    first.close()
+    resumed = TensorBoardObserver(tmp_path, start_step=20, config_text="a: 1", plan_text="{}")
+    resumed.on_pictures(InputPictures(step=20, images=torch.zeros(2, 1, 28, 28, dtype=torch.uint8), captions=["a", "b"]))
+    resumed.on_step(step_report(30, loss=3.0))
+    resumed.on_evaluation(EVALUATION)
+    resumed.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 9.0), (20, 9.0), (30, 3.0)]
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss",
+        "train/loss_max",
+        "train/lr",
+        "train/grad_norm",
+        "throughput/images_per_second",
+        "time/data_wait_share",
+        "time/step_seconds_p50",
+        "time/step_seconds_p99",
+        "memory/peak_gib",
+        "eval/test/top1",
+        "eval/test/num_samples",
+    }
+    assert len(events.Images("inputs")) == 1
+    assert {"config/text_summary", "plan/text_summary"} <= set(events.Tags()["tensors"])
+
+
+def test_console_prints_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    observer = ConsoleObserver(num_steps=1000, start_step=0)
+    observer.on_progress(1)
+    observer.on_step(step_report(10))
+    observer.on_evaluation(EVALUATION)
+    observer.on_event(Event(kind="checkpoint", step=20, message="saved checkpoint"))
+    observer.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "step   10/1000  loss 1.5000  lr 1.00e-03  grad norm 2.000  1,234 images/s  data wait 25.0%  0.50 GiB",
+        "step 20  eval/test  top1 0.8750  num_samples 10000",
+        "saved checkpoint",
+    ]

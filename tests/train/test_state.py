@@ -1,0 +1,23 @@
+"""Host state: what a checkpoint needs beside tensors, and refusing one of another data set."""
+
+import pytest
+
+from vitscale.config import CheckpointError
+from vitscale.train.state import TrainState, host_state, read_host_state
+
+DATA = {"manifest_sha256": "ab", "order": {"lanes": 8, "block": 64}}
+
+
+def test_round_trip() -> None:
+    state = TrainState().advance(128).advance(64)
+    assert state == TrainState(step=2, samples=192)
+    saved = host_state(state, seed=3, data=DATA)
+    assert saved["cursor"]["consumed"] == 192
+    assert saved["rng"]["seed"] == 3
+    assert read_host_state(saved, data=DATA, where="here") == state
+
+
+def test_another_data_set_is_refused_by_name() -> None:
+    saved = host_state(TrainState(), seed=0, data=DATA)
+    with pytest.raises(CheckpointError, match="manifest_sha256 was 'ab' and is 'cd'"):
+        read_host_state(saved, data={**DATA, "manifest_sha256": "cd"}, where="here")
