@@ -43,5 +43,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(item, f"{path}.{key}")
+    elif isinstance(value, list | tuple) and any(isinstance(item, Config) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}.{index}")
     else:
         yield path, value

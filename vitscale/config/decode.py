@@ -2,12 +2,14 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from vitscale.config.base import Config
 from vitscale.config.errors import ConfigError
@@ -24,15 +26,13 @@ def decode_file(config_class: type[C], *, path: Path, overrides: Sequence[str] =
 def decode(config_class: type[C], *, values: Any, source: str) -> C:
     """Decode plain values into `config_class`. Raises `ConfigError`, one line per problem, each with its dotted path."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected a mapping of settings at the top, found {type(values).__name__}")
+        found = "nothing" if values is None else type(values).__name__
+        raise ConfigError(f"{source}: expected a mapping of settings at the top, found {found}")
     try:
         # JSON mode: a list fills a tuple field, while the strict rules still refuse '3' for an int and 1 for a bool.
         return config_class.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        lines = [_explain(problem, config_class=config_class, values=values) for problem in error.errors()]
-        raise ConfigError(problem_report(source, lines)) from None
-    except TypeError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(problem_report(source, _explain(error, config_class=config_class))) from None
 
 
 def problem_report(source: str, lines: Sequence[str]) -> str:
@@ -42,78 +42,94 @@ def problem_report(source: str, lines: Sequence[str]) -> str:
 
 
 def apply_overrides(values: Any, *, overrides: Sequence[str]) -> Any:
-    """Return a copy of `values` with every `a.b=c` set, creating mappings on the way; `c` is read as YAML."""
-    result = json.loads(json.dumps(values))
-    for text in overrides:
-        path, equals, raw = text.partition("=")
-        if not equals or not all(path.split(".")):
-            raise ConfigError(f"override {text!r}: write it as key=value or section.key=value, for example optim.lr=1e-3")
-        *parents, last = path.split(".")
-        node = result
-        for part in parents:
-            node = _child(node, part, create=True, override=text)
-        _assign(node, last, parse_yaml(raw, source=f"override {text!r}"), override=text)
-    return result
+    """`values` with every `a.b=c` set in turn, mappings created on the way; `c` is read as YAML.
+
+    An item of a list is named by its position, as in `sizes.0=224`. Raises `ConfigError` naming the override.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"override {override!r}: write it as key=value or section.key=value, for example optim.lr=1e-3")
+        value = parse_yaml(text, source=f"override {override!r}")
+        values = _replaced(values, keys, value=value, override=override)
+    return values
 
 
-def _child(node: Any, part: str, *, create: bool, override: str) -> Any:
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-        return node[int(part)]
-    if isinstance(node, dict):
-        if node.get(part) is None and create:
-            node[part] = {}
-        return node[part]
-    raise ConfigError(f"override {override!r}: {part!r} lies below a value that is not a mapping")
+def _replaced(node: Any, keys: Sequence[str], *, value: Any, override: str) -> Any:
+    """A copy of `node` in which `value` stands below `keys`."""
+    if not keys:
+        return value
+    key, *rest = keys
+    if node is None or isinstance(node, dict):
+        below = (node or {}).get(key)
+        return {**(node or {}), key: _replaced(below, rest, value=value, override=override)}
+    if not isinstance(node, list):
+        raise ConfigError(f"override {override!r}: {key!r} lies below the value {node!r}, which has no settings of its own")
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ConfigError(f"override {override!r}: {key!r} is not a position in a list of {len(node)}; positions count from 0")
+    index = int(key)
+    return [*node[:index], _replaced(node[index], rest, value=value, override=override), *node[index + 1 :]]
 
 
-def _assign(node: Any, key: str, value: Any, *, override: str) -> None:
-    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-        node[int(key)] = value
-    elif isinstance(node, dict):
-        node[key] = value
-    else:
-        raise ConfigError(f"override {override!r}: {key!r} lies below a value that is not a mapping")
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a problem is: its dotted path, the class that owns the last key, and the type expected there."""
+
+    path: str
+    owner: type[Config] | None
+    annotation: Any
 
 
-def _explain(problem: Any, *, config_class: type[Config], values: Any) -> str:
-    location, owner = _locate(problem["loc"], config_class=config_class, values=values)
-    path = ".".join(location)
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        return f"{path}: unknown key{_suggestion(location[-1], owner)}"
-    if kind == "missing":
-        return f"{path}: required, but not given"
-    if kind == "union_tag_not_found":
-        return f"{path}.kind: required, one of {problem['ctx']['discriminator'] and _tags(owner, location[-1])}"
-    if kind == "union_tag_invalid":
-        return f"{path}.kind: {problem['ctx']['tag']!r} is not one of {problem['ctx']['expected_tags']}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = "" if isinstance(given, dict | list) or kind == "value_error" else f", got {given!r}"
-    return f"{path or 'configuration'}: {message[:1].lower()}{message[1:]}{shown}"
+def _explain(error: ValidationError, *, config_class: type[Config]) -> list[str]:
+    # One line per place: pydantic reports each branch of `int | Literal["auto"]` as a problem of its own.
+    found: dict[str, list[ErrorDetails]] = {}
+    places: dict[str, _Place] = {}
+    for problem in error.errors():
+        place = _locate(problem["loc"], config_class=config_class)
+        places[place.path] = place
+        found.setdefault(place.path, []).append(problem)
+    return [_explain_place(places[path], problems) for path, problems in found.items()]
 
 
-def _locate(loc: Sequence[str | int], *, config_class: type[Config], values: Any) -> tuple[list[str], type[Config] | None]:
-    """Drop the union tags that pydantic puts into a location; return the path and the class owning its last key."""
+def _explain_place(place: _Place, problems: Sequence[ErrorDetails]) -> str:
+    first = problems[0]
+    context = first.get("ctx", {})
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{place.path}: unknown key{_suggestion(str(first['loc'][-1]), place.owner)}"
+        case "missing":
+            return f"{place.path}: required, but not given"
+        case "union_tag_not_found":
+            tags = [repr(tag) for member in _members(place.annotation) for tag in _tags(member)]
+            return f"{place.path}.kind: required, one of {', '.join(tags)}"
+        case "union_tag_invalid":
+            return f"{place.path}.kind: {context['tag']!r} is not one of {context['expected_tags']}"
+        case "value_error":
+            return f"{place.path or 'configuration'}: {first['msg'].removeprefix('Value error, ')}"
+        case _:
+            expected = " or ".join(dict.fromkeys(_expectation(problem["msg"]) for problem in problems))
+            return f"{place.path or 'configuration'}: expected {expected}, got {_shown(first['input'])}"
+
+
+def _locate(location: Sequence[str | int], *, config_class: type[Config]) -> _Place:
+    """Follow pydantic's location through the annotations, dropping the names of union branches that it puts between keys."""
     path: list[str] = []
-    owner: type[Config] | None = config_class
+    owner: type[Config] | None = None
     annotation: Any = config_class
-    node = values
-    for part in loc:
-        classes = list(_config_classes(annotation))
-        if isinstance(part, str) and isinstance(node, dict) and part not in node and node.get("kind") == part:
-            annotation = next((c for c in classes if c.model_fields["kind"].default == part), None)
+    for part in location:
+        annotation = _plain(annotation)
+        members = _members(annotation)
+        branch = next((member for member in members if len(members) > 1 and part in _tags(member)), None)
+        if branch is not None:
+            annotation = branch
             continue
+        if not members and get_origin(annotation) not in (dict, list, tuple):
+            break
         path.append(str(part))
-        owner = classes[0] if classes and isinstance(node, dict) and _is_section(annotation) else None
-        annotation = _annotation_below(annotation, part)
-        node = _value_below(node, part)
-    return path, owner
-
-
-def _is_section(annotation: Any) -> bool:
-    """Whether the annotation is one configuration class (perhaps optional), not a container of them."""
-    return get_origin(_plain(annotation)) not in (dict, list, tuple)
+        owner = members[0] if members else None
+        annotation = _below(annotation, str(part))
+    return _Place(path=".".join(path), owner=owner, annotation=annotation)
 
 
 def _plain(annotation: Any) -> Any:
@@ -121,37 +137,30 @@ def _plain(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        others = [a for a in get_args(annotation) if a is not type(None)]
+        others = [a for a in get_args(annotation) if a is not NoneType]
         return _plain(others[0]) if len(others) == 1 else annotation
     return annotation
 
 
-def _config_classes(annotation: Any) -> Iterator[type[Config]]:
-    """Every configuration class that an annotation mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _config_classes(argument)
-
-
-def _annotation_below(annotation: Any, part: str | int) -> Any:
+def _members(annotation: Any) -> list[type[Config]]:
+    """The configuration classes that a value here may be one of; empty where it is anything else."""
     plain = _plain(annotation)
-    if get_origin(plain) in (dict, list, tuple):
-        arguments = [a for a in get_args(plain) if a is not Ellipsis]
-        return arguments[-1] if arguments else None
-    for config_class in _config_classes(annotation):
-        if part in config_class.model_fields:
-            # Pydantic keeps a discriminated union's members in the plain annotation.
-            return config_class.model_fields[str(part)].annotation
-    return None
+    branches = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
+    return [branch for branch in map(_plain, branches) if isinstance(branch, type) and issubclass(branch, Config)]
 
 
-def _value_below(node: Any, part: str | int) -> Any:
-    if isinstance(node, dict):
-        return node.get(part)
-    if isinstance(node, list) and isinstance(part, int) and part < len(node):
-        return node[part]
-    return None
+def _tags(member: type[Config]) -> tuple[Any, ...]:
+    """The values of `kind` that select a member of a union."""
+    return get_args(member.model_fields["kind"].annotation) if "kind" in member.model_fields else ()
+
+
+def _below(annotation: Any, key: str) -> Any:
+    members = _members(annotation)
+    if members:
+        field = members[0].model_fields.get(key)
+        return field.annotation if field else None
+    arguments = [argument for argument in get_args(annotation) if argument is not Ellipsis]
+    return arguments[-1] if arguments else None
 
 
 def _suggestion(key: str, owner: type[Config] | None) -> str:
@@ -162,6 +171,13 @@ def _suggestion(key: str, owner: type[Config] | None) -> str:
     return f"; known here: {', '.join(known)}" if known else ""
 
 
-def _tags(owner: type[Config] | None, key: str) -> str:
-    classes = _config_classes(owner.model_fields[key].annotation) if owner and key in owner.model_fields else ()
-    return ", ".join(repr(c.model_fields["kind"].default) for c in classes)
+def _expectation(message: str) -> str:
+    """Pydantic's sentence as the end of "expected ..."."""
+    bare = message.removeprefix("Input should be ")
+    return f"a number {bare}" if bare.startswith(("greater", "less")) else bare[:1].lower() + bare[1:]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return repr(value) if isinstance(value, str) else json.dumps(value)
