@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.oracles import HuggingFaceOracle, TimmOracle, random_classifier
 
+from tests.oracles import HuggingFaceOracle, TimmOracle, random_classifier
 from vitscale.config import ConfigError, decode
 from vitscale.models import ModelConfig, ViT, ViTConfig
 from vitscale.nn.init import initial_value, materialise

@@ -1,0 +1,189 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitscale.config import ConfigError, decode
+from vitscale.data.transforms import TrainTransform
+from vitscale.dist.seeding import CounterRng
+from vitscale.models import ViTConfig
+from vitscale.models.flops import step_flops
+from vitscale.nn.init import materialise
+from vitscale.objectives import ObjectiveConfig, Supervised, SupervisedConfig
+from vitscale.objectives.mixing import MIX_KEY, WithMixDraws, own_label_shares, soft_targets
+
+MODEL = ViTConfig(variant="mu/8", image_size=16, num_channels=1)
+NUM_CLASSES = 5
+
+
+def built(**settings: object) -> Supervised:
+    config = SupervisedConfig.model_validate({"num_classes": NUM_CLASSES, **settings})
+    with torch.device("meta"):
+        objective = config.build(MODEL.build())
+    materialise(objective, seed=0)
+    return objective
+
+
+def with_random_head(objective: Supervised) -> Supervised:
+    torch.nn.init.normal_(objective.head.fc.weight, generator=torch.Generator().manual_seed(0))
+    return objective
+
+
+def batch(count: int = 8, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = SupervisedConfig(num_classes=NUM_CLASSES, mixup_alpha=0.8, cutmix_alpha=1.0).mixing
+    return {
+        "image": torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8, generator=generator),
+        "label": torch.randint(0, NUM_CLASSES, (count,), generator=generator),
+        MIX_KEY: torch.stack([torch.from_numpy(mixing.draw(CounterRng(i), image_size=16)) for i in range(count)]),
+    }
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_loss_equals_the_mean_of_negative_log_probabilities(smoothing: float) -> None:
+    objective, samples = with_random_head(built(label_smoothing=smoothing)), batch()
+    log_p = objective.predict(samples).log_softmax(dim=1)
+    target = F.one_hot(samples["label"], NUM_CLASSES) * (1 - smoothing) + smoothing / NUM_CLASSES
+    torch.testing.assert_close(objective(samples, 0).loss, -(target * log_p).sum(1).mean())
+
+
+def test_sigmoid_loss_equals_torchs_binary_cross_entropy_summed_over_classes() -> None:
+    objective, samples = with_random_head(built(loss="sigmoid")), batch()
+    target = F.one_hot(samples["label"], NUM_CLASSES).double()
+    # fp64, because a probability near 1 has lost the digits that its loss is made of.
+    expected = F.binary_cross_entropy(objective.predict(samples).double().sigmoid(), target) * NUM_CLASSES
+    torch.testing.assert_close(objective(samples, 0).loss.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{"loss": "softmax", "label_smoothing": 0.1}, {"loss": "sigmoid"}])
+def test_mixed_loss_is_the_weighted_loss_of_both_labels(settings: dict) -> None:
+    objective, samples = with_random_head(built(mixup_alpha=0.8, cutmix_alpha=1.0, **settings)), batch()
+    seen = []
+    objective.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    output = objective(samples, 0)
+    logits = objective.head(objective.backbone(seen[0]).pooled_BD)
+    share_B = own_label_shares(samples[MIX_KEY], height=16, width=16)
+    assert (share_B < 1).any()
+
+    def loss_of(label_B: torch.Tensor) -> torch.Tensor:
+        if settings["loss"] == "softmax":
+            return F.cross_entropy(logits, label_B, label_smoothing=0.1, reduction="none")
+        return F.binary_cross_entropy_with_logits(logits, F.one_hot(label_B, NUM_CLASSES).float(), reduction="none").sum(1)
+
+    partner_B = samples["label"].view(-1, 2).flip(1).flatten()
+    expected = (share_B * loss_of(samples["label"]) + (1 - share_B) * loss_of(partner_B)).mean()
+    torch.testing.assert_close(output.loss, expected)
+    dominant = soft_targets(samples["label"], share_B, num_classes=NUM_CLASSES).argmax(1)
+    torch.testing.assert_close(output.metrics["train_top1"], (logits.argmax(1) == dominant).float().mean())
+
+
+def test_mixed_gradient_of_a_batch_is_the_mean_over_its_halves() -> None:
+    objective, samples = with_random_head(built(mixup_alpha=0.8, cutmix_alpha=1.0)), batch()
+
+    def gradients(part: slice) -> list[torch.Tensor]:
+        objective.zero_grad()
+        objective({key: value[part] for key, value in samples.items()}, 0).loss.backward()
+        return [parameter.grad.clone() for parameter in objective.parameters()]
+
+    whole, first, second = gradients(slice(0, 8)), gradients(slice(0, 4)), gradients(slice(4, 8))
+    for a, b, c in zip(whole, first, second, strict=True):
+        torch.testing.assert_close(a, (b + c) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_odd_batch_cannot_be_mixed() -> None:
+    with pytest.raises(ValueError, match="3 is odd"):
+        built(mixup_alpha=0.2)(batch(3), 0)
+
+
+def test_train_top1_is_the_share_of_right_answers() -> None:
+    objective, samples = with_random_head(built()), batch()
+    expected = (objective.predict(samples).argmax(1) == samples["label"]).float().mean()
+    metric = objective(samples, 0).metrics["train_top1"]
+    assert metric == expected
+    assert not metric.requires_grad
+
+
+@pytest.mark.parametrize(("settings", "loss"), [({}, math.log(5)), ({"loss": "sigmoid"}, math.log(6) + 4 * math.log(6 / 5))])
+def test_first_loss_is_that_of_knowing_nothing(settings: dict, loss: float) -> None:
+    assert built(**settings)(batch(), 0).loss.item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_head_bias_starts_where_it_is_told() -> None:
+    assert built(head_bias_init=-10.0).head.fc.bias.tolist() == [-10.0] * NUM_CLASSES
+    assert built().head.fc.bias.tolist() == [0.0] * NUM_CLASSES
+    assert built(loss="sigmoid").head.fc.bias.tolist() == pytest.approx([-math.log(NUM_CLASSES)] * NUM_CLASSES)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.2}, {"loss": "sigmoid", "pre_logits": 6}])
+def test_every_parameter_gets_a_gradient(settings: dict) -> None:
+    objective = with_random_head(built(**settings))
+    objective(batch(), 0).loss.backward()
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"loss": "sigmoid"}])
+def test_learns_one_batch_by_heart(settings: dict) -> None:
+    objective, samples = built(**settings), batch()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    losses = []
+    for step in range(40):
+        output = objective(samples, step)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.loss.item())
+    assert (objective.predict(samples).argmax(1) == samples["label"]).all()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_bf16_weights_give_an_fp32_loss_and_fp32_logits() -> None:
+    objective, samples = with_random_head(built(mixup_alpha=0.2)), batch()
+    exact = objective(samples, 0).loss
+    objective.to(torch.bfloat16)
+    output = objective(samples, 0)
+    assert (output.loss.dtype, objective.predict(samples).dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(output.loss, exact, rtol=2e-2, atol=0)
+
+
+def test_predict_needs_only_images() -> None:
+    objective, samples = with_random_head(built(mixup_alpha=0.2)), batch(3)
+    logits = objective.predict({"image": samples["image"]})
+    expected = objective.head(objective.backbone((samples["image"] / 255 - 0.5) / 0.5).pooled_BD)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_declares_the_keys_it_reads() -> None:
+    plain, mixed = built(), built(cutmix_alpha=1.0)
+    assert plain.batch_keys == {"image", "label"}
+    assert mixed.batch_keys == {"image", "label", MIX_KEY}
+    plain({key: batch()[key] for key in plain.batch_keys}, 0)
+    mixed({key: batch()[key] for key in mixed.batch_keys}, 0)
+
+
+def test_mixing_needs_even_micro_batches_and_wraps_the_transform() -> None:
+    plain, mixed = SupervisedConfig(num_classes=2), SupervisedConfig(num_classes=2, mixup_alpha=0.2)
+    assert (plain.micro_batch_multiple, mixed.micro_batch_multiple) == (1, 2)
+    inner = TrainTransform(image_size=16, num_channels=1, augment=plain.augment)
+    assert plain.sample_transform(MODEL) == inner
+    assert mixed.sample_transform(MODEL) == WithMixDraws(transform=inner, mixing=mixed.mixing, image_size=16)
+
+
+def test_step_flops_include_the_head() -> None:
+    config = SupervisedConfig(num_classes=7, pre_logits=9)
+    assert config.step_flops(MODEL.shape) == step_flops(MODEL.shape) + 3 * 2 * (32 * 9 + 9 * 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"loss": "sigmoid", "label_smoothing": 0.1}, "label_smoothing: has no effect on the sigmoid loss"),
+        ({"mix_probability": 0.5}, "mix_probability: has no effect without mixup or cutmix"),
+        ({"mixup_alpha": -0.1}, "mixup_alpha: expected a number greater than or equal to 0"),
+        ({"num_classes": 0}, "num_classes: expected a number greater than or equal to 1"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        decode(ObjectiveConfig, values={"num_classes": 3, **settings}, source="run.yaml")
