@@ -6,6 +6,7 @@ BLAKE2b over the text of the parts. Both are written out here so that no library
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,9 @@ Part = int | str
 
 def counter_key(*parts: Part) -> int:
     """A 64-bit key for a tuple of integers and words: equal on every machine and Python version."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+    # index: a numpy integer has the same key as the Python one, and a float has none.
+    plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=8).digest(), "little")
 
 
 def mix(value: int) -> int:
@@ -79,7 +82,7 @@ class CounterRng:
     def gamma(self, shape: float) -> float:
         """A Gamma(shape, 1) draw (Marsaglia and Tsang 2000)."""
         if shape < 1.0:
-            boost = (1.0 - self.uniform()) ** (1.0 / shape)
+            boost: float = (1.0 - self.uniform()) ** (1.0 / shape)
             return self.gamma(shape + 1.0) * boost
         d = shape - 1.0 / 3.0
         c = 1.0 / math.sqrt(9.0 * d)
