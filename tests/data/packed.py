@@ -29,7 +29,7 @@ def pack_images(folder: Path, *, num_samples: int, samples_per_shard: int = 50, 
 
 def pack(folder: Path, samples: Sequence[Mapping[str, bytes]], *, samples_per_shard: int) -> Dataset:
     """Write members by extension, one sample after the other, and open the result."""
-    shards = []
+    shards: list[Shard] = []
     for first in range(0, len(samples), samples_per_shard):
         name = f"train-{len(shards):05d}.tar"
         chunk = samples[first : first + samples_per_shard]

@@ -83,7 +83,7 @@ def _decode_with_turbo(data: bytes | memoryview, *, num_channels: int, max_pixel
 def _decode_with_pillow(data: bytes | memoryview, *, num_channels: int, max_pixels: int) -> Image:
     mode = _PILLOW_MODES[num_channels]
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
         _check_size(height=image.height, width=image.width, max_pixels=max_pixels)
         if image.mode.startswith("I;16"):
             # Pillow would clip 16-bit grey at 255.

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import wait
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -27,7 +28,7 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1,
 _JOIN_SECONDS = 5.0
 
 
-class PartStream(Iterator[Part]):
+class PartStream(Iterator[Batch | None]):
     """Iterates over `parts` in `num_workers` processes, taking one item of each worker in turn; in this process for 0 workers.
 
     Raises an error of a worker as the `UserError` that it was there, and `DataError` when a process was killed.
@@ -45,7 +46,7 @@ class PartStream(Iterator[Part]):
         # Before multiprocessing's own exit handler, which sends SIGTERM and waits: the processes ignore that signal.
         atexit.register(self.close)
 
-    def __next__(self) -> Part:
+    def __next__(self) -> Batch | None:
         if self._items is None:
             raise StopIteration
         try:
@@ -96,7 +97,7 @@ def _process_loader(parts: IterableDataset[Part], *, num_workers: int, prefetch:
     )
 
 
-def _as_is(part: Part) -> Part:
+def _as_is(part: Any) -> Any:
     return part
 
 
