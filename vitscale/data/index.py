@@ -62,8 +62,10 @@ def decode_index(raw: bytes, *, shard: Shard, path: str) -> IndexTable:
         raise DataError(f"{path}: not a .npy array ({error}). {remedy}") from None
     if not isinstance(table, np.ndarray) or table.dtype != INDEX_DTYPE or table.shape != (shard.num_samples,):
         raise DataError(f"{path}: not the index of the {shard.num_samples} samples of {shard.name}. {remedy}")
+    # Each number by itself first: a sum of two near 2**64 would wrap around to a small one.
+    too_large = np.any(table["offset"] > shard.bytes) or np.any(table["length"] > shard.bytes)
     ends = table["offset"] + table["length"]
-    if np.any(table["length"] > shard.bytes) or np.any(ends > shard.bytes) or np.any(table["offset"][1:] < ends[:-1]):
+    if too_large or np.any(ends > shard.bytes) or np.any(table["offset"][1:] < ends[:-1]):
         raise DataError(f"{path}: its samples overlap or lie outside the {shard.bytes} bytes of {shard.name}. {remedy}")
     return table
 

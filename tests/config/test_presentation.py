@@ -1,0 +1,47 @@
+"""What a user sees of an error: its paragraph and exit code, the trace only when asked for, and bugs untouched."""
+
+import pytest
+
+from vitscale.config import CheckpointError, ConfigError, DataError, StopRequested, UsageError, UserError
+from vitscale.config.presentation import present_errors
+
+
+@pytest.mark.parametrize(
+    ("error_class", "code"), [(UsageError, 2), (ConfigError, 3), (DataError, 10), (CheckpointError, 20), (UserError, 1)]
+)
+def test_a_user_error_is_one_paragraph_with_its_exit_code(
+    error_class: type[UserError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info, present_errors(debug=False):
+        raise error_class("shards/: no manifest. Pack the data.")
+    assert exit_info.value.code == code
+    captured = capsys.readouterr()
+    assert captured.err == "error: shards/: no manifest. Pack the data.\n"
+    assert captured.out == ""
+
+
+def test_debug_adds_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), present_errors(debug=True):
+        raise DataError("broken")
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: broken\n")
+
+
+def test_a_stop_on_request_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info, present_errors(debug=False):
+        raise StopRequested("stopped after step 7, all saved")
+    assert exit_info.value.code == 75
+    assert capsys.readouterr().err == "stopped after step 7, all saved\n"
+
+
+def test_ctrl_c_exits_as_shells_expect(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info, present_errors(debug=False):
+        raise KeyboardInterrupt
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_passes_through() -> None:
+    with pytest.raises(ZeroDivisionError), present_errors(debug=False):
+        1 / 0  # noqa: B018

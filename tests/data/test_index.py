@@ -1,0 +1,203 @@
+"""Indexing tars of every writer we meet, the round trip of the index file, and what the indexer must refuse."""
+
+import hashlib
+import io
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from webdataset import TarWriter
+
+from vitscale.config import DataError
+from vitscale.data.index import INDEX_DTYPE, build_index, decode_index, encode_index
+from vitscale.data.manifest import Shard
+from vitscale.data.ustar import END_OF_ARCHIVE, member_bytes, parse_sample
+
+TABLE = np.array([(0, 1024, 7), (1024, 2048, 8)], INDEX_DTYPE)
+
+
+def shard_of(table: np.ndarray, *, num_bytes: int = 4096) -> Shard:
+    digest = hashlib.sha256(encode_index(table)).hexdigest()
+    return Shard(name="t.tar", bytes=num_bytes, num_samples=len(table), sha256="0" * 64, index_sha256=digest)
+
+
+def test_index_file_round_trip_and_same_bytes() -> None:
+    raw = encode_index(TABLE)
+    assert np.array_equal(decode_index(raw, shard=shard_of(TABLE), path="i"), TABLE)
+    assert raw == encode_index(TABLE.copy())
+    assert np.array_equal(np.load(io.BytesIO(raw), allow_pickle=False), TABLE)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (np.array([(0, 1024, 7), (512, 1024, 8)], INDEX_DTYPE), "overlap"),
+        (np.array([(0, 1024, 7), (2048, 4096, 8)], INDEX_DTYPE), "outside"),
+        (np.array([(2**64 - 512, 1024, 7)], INDEX_DTYPE), "outside"),
+        (np.array([(0, 2**64 - 1, 7)], INDEX_DTYPE), "outside"),
+    ],
+)
+def test_an_index_that_points_astray_is_refused(table: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        decode_index(encode_index(table), shard=shard_of(table), path="i")
+
+
+def test_another_index_than_the_manifest_names_is_refused() -> None:
+    with pytest.raises(DataError, match="i: changed since the data set was packed"):
+        decode_index(encode_index(TABLE[:1]), shard=shard_of(TABLE), path="i")
+
+
+@pytest.mark.parametrize("array", [np.arange(2), TABLE[:1], np.array([{}, {}], object)])
+def test_an_array_of_another_kind_is_refused(array: np.ndarray) -> None:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    raw = stream.getvalue()
+    shard = shard_of(TABLE).model_copy(update={"index_sha256": hashlib.sha256(raw).hexdigest()})
+    with pytest.raises(DataError, match=r"not a \.npy array|not the index of the 2 samples"):
+        decode_index(raw, shard=shard, path="i")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(sizes=st.lists(st.lists(st.integers(0, 1600), min_size=1, max_size=3), min_size=1, max_size=5), writer=st.sampled_from(range(5)))
+def test_every_sample_is_found_whoever_wrote_the_tar(tmp_path: Path, sizes: list[list[int]], writer: int) -> None:
+    samples = {f"s{i}": {f"e{j}": bytes([i + j]) * size for j, size in enumerate(row)} for i, row in enumerate(sizes)}
+    path = tmp_path / "t.tar"
+    [_ours, _tarfile_ustar, _tarfile_gnu, _tarfile_pax, _webdataset][writer](path, samples)
+    scanned = build_index(path)
+    raw = path.read_bytes()
+    found = {}
+    for offset, length, crc in scanned.table.tolist():
+        data = raw[offset : offset + length]
+        assert zlib.crc32(data) == crc
+        key, members = parse_sample(memoryview(data))
+        found[key] = {extension: bytes(view) for extension, view in members.items()}
+    assert found == samples
+    assert scanned.keys == tuple(samples)
+    assert scanned.members == {extension for members in samples.values() for extension in members}
+
+
+def test_folders_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "in" / "cls_a").mkdir(parents=True)
+    (tmp_path / "in" / "cls_a" / "x.png").write_bytes(b"1")
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        archive.add(tmp_path / "in", arcname="./")
+    assert build_index(tmp_path / "t.tar").keys == ("./cls_a/x",)
+
+
+def member(name: str, payload: bytes = b"x") -> bytes:
+    return member_bytes(name, payload=payload)
+
+
+def special(kind: bytes) -> bytes:
+    info = tarfile.TarInfo("link.png")
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def named(name: str, dialect: int) -> bytes:
+    return tarfile.TarInfo(name).tobuf(dialect)
+
+
+def with_size(size: int) -> bytes:
+    info = tarfile.TarInfo("big.png")
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "cut short at byte 0, no end-of-archive mark"),
+        (END_OF_ARCHIVE, "without samples"),
+        (member("a.png"), "no end-of-archive mark"),
+        (member("a.png", b"x" * 900)[:1100], "cut short inside the member at byte 0"),
+        (b"garbage!" * 128 + END_OF_ARCHIVE, "no valid tar header at byte 0"),
+        (member("a.png") + b"\x01" + bytes(511), "no valid tar header at byte 1024"),
+        (member("a.png") + END_OF_ARCHIVE + member("b.png") + END_OF_ARCHIVE, "data after the end-of-archive mark"),
+        (member("a.png") + member("b.png") + member("a.cls") + END_OF_ARCHIVE, "members of sample a are not neighbours"),
+        (member("a.png") + member("a.PNG") + END_OF_ARCHIVE, "sample a has two members .png"),
+        (member("noextension") + END_OF_ARCHIVE, "without extension"),
+        (special(tarfile.SYMTYPE) + END_OF_ARCHIVE, "a link, a special file"),
+        (special(tarfile.LNKTYPE) + END_OF_ARCHIVE, "a link, a special file"),
+        (named("../../etc/x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
+        (named("/etc/x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
+        (named("a b.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
+        (named("ä.png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
+        (named("k" * 150 + ".png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "long name of the GNU dialect"),
+        (named("k" * 150 + ".png", tarfile.PAX_FORMAT) + END_OF_ARCHIVE, "a pax header with path="),
+        (with_size(9 << 30) + END_OF_ARCHIVE, "larger than 1073741824 bytes"),
+        (with_size(2 << 30) + END_OF_ARCHIVE, "larger than 1073741824 bytes"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, raw: bytes, message: str) -> None:
+    path = tmp_path / "bad.tar"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=message) as error:
+        build_index(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_every_flipped_bit_of_a_header_is_found_or_changes_the_index(tmp_path: Path) -> None:
+    """The header's checksum does not tell which of two flips that cancel out; one flip it always finds."""
+    raw = bytearray(member("a.png") + END_OF_ARCHIVE)
+    path = tmp_path / "t.tar"
+    for bit in range(0, 512 * 8, 37):
+        raw[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(raw)
+        with pytest.raises(DataError):
+            build_index(path)
+        raw[bit // 8] ^= 1 << bit % 8
+
+
+def test_every_cut_is_found(tmp_path: Path) -> None:
+    raw = b"".join(member(f"k{i}.png", bytes([i]) * (300 * i)) + member(f"k{i}.cls") for i in range(4)) + END_OF_ARCHIVE
+    path = tmp_path / "t.tar"
+    for cut in range(0, len(raw) - len(END_OF_ARCHIVE), 131):
+        path.write_bytes(raw[:cut])
+        with pytest.raises(DataError, match="cut short"):
+            build_index(path)
+
+
+def test_a_missing_tar(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.tar: cannot be read: No such file"):
+        build_index(tmp_path / "none.tar")
+
+
+Samples = dict[str, dict[str, bytes]]
+
+
+def _ours(path: Path, samples: Samples) -> None:
+    parts = [member(f"{key}.{extension}", payload) for key, members in samples.items() for extension, payload in members.items()]
+    path.write_bytes(b"".join(parts) + END_OF_ARCHIVE)
+
+
+def _tarfile(path: Path, samples: Samples, dialect: int) -> None:
+    with tarfile.open(path, "w", format=dialect) as archive:
+        for key, members in samples.items():
+            for extension, payload in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                # A fraction of a second makes the pax dialect write a header of its own before every member.
+                info.size, info.mtime = len(payload), 1700000000.25  # type: ignore[assignment]
+                archive.addfile(info, io.BytesIO(payload))
+
+
+def _tarfile_ustar(path: Path, samples: Samples) -> None:
+    _tarfile(path, samples, tarfile.USTAR_FORMAT)
+
+
+def _tarfile_gnu(path: Path, samples: Samples) -> None:
+    _tarfile(path, samples, tarfile.GNU_FORMAT)
+
+
+def _tarfile_pax(path: Path, samples: Samples) -> None:
+    _tarfile(path, samples, tarfile.PAX_FORMAT)
+
+
+def _webdataset(path: Path, samples: Samples) -> None:
+    with TarWriter(str(path), encoder=False) as writer:
+        for key, members in samples.items():
+            writer.write({"__key__": key, **members})
