@@ -1,0 +1,151 @@
+"""RunConfig: everything that was asked for, one YAML file for one whole run, and the checks that span its sections."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vitscale.checkpoint.config import CheckpointConfig
+from vitscale.config import OPERATIONAL, Config, ConfigError, decode_file, dump_yaml, problem_report
+from vitscale.data.config import DataConfig
+from vitscale.evals import EvalConfig
+from vitscale.models import ModelConfig
+from vitscale.objectives import ObjectiveConfig
+from vitscale.optim.config import OptimConfig, RsqrtConfig, WsdConfig
+from vitscale.weights.transfer import InitFromConfig
+
+Auto = Literal["auto"]
+
+
+class ParallelConfig(Config):
+    """How the step is spread over devices. Nothing here changes what is computed, except `precision`."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """Where the model runs. auto: cuda where a GPU is present, else cpu."""
+    precision: Literal["fp32", "bf16"] | Auto = "auto"
+    """Compute type of weights and activations; master weights and optimizer state are fp32 in either. auto: bf16 on cuda, fp32 on cpu."""
+    zero_stage: Literal[0, 1, 2, 3] | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights. auto: 1, or 3 where 1 does not fit."""
+    micro_batch: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """Samples per rank and forward pass. auto: the largest divisor of the rank's share that fits the device's memory."""
+    recompute: Literal["none", "selective", "full"] = Field(default="none", json_schema_extra=OPERATIONAL)
+    """Activation checkpointing: none; selective keeps the results of matrix products; full keeps each block's input only."""
+    recompute_every: int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
+    """Apply `recompute` to every n-th block."""
+
+
+class TrainConfig(Config):
+    """How long to train, on batches of what size, and what to log."""
+
+    num_samples: int = Field(ge=1)
+    """Samples to train on, over all epochs; rounded down to whole global batches."""
+    global_batch: int = Field(ge=1)
+    """Samples per optimizer step, over all ranks and accumulation steps."""
+    log_every_steps: int = Field(default=10, ge=1, json_schema_extra=OPERATIONAL)
+    """Optimizer steps between log lines; between them nothing waits for the device."""
+    log_images: int = Field(default=16, ge=0, json_schema_extra=OPERATIONAL)
+    """Augmented inputs shown in TensorBoard at the start of the run and of every resume; 0 shows none."""
+
+
+class RunConfig(Config):
+    """One whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", json_schema_extra=OPERATIONAL)
+    """Name of the run; its directory is `<output>/<name>`."""
+    output: str = Field(default="runs", json_schema_extra=OPERATIONAL)
+    """Folder that holds run directories."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, sample order and augmentation."""
+    model: ModelConfig
+    """The backbone."""
+    objective: ObjectiveConfig
+    """What is learned: loss, heads and augmentation."""
+    data: DataConfig
+    """The training data."""
+    optim: OptimConfig
+    """Optimizer and schedule."""
+    train: TrainConfig
+    """Length and batch size."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Precision, sharding and recomputation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving."""
+    evals: dict[str, EvalConfig] = Field(default={}, json_schema_extra=OPERATIONAL)
+    """Evaluations by name, during training and by `vitscale evaluate`."""
+    init_from: InitFromConfig | None = None
+    """Weights to start from (fine-tuning); null starts from scratch."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, absolute."""
+        return (Path(self.output) / self.name).absolute()
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.train.num_samples // self.train.global_batch
+
+
+def load_run_config(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Decode and cross-check a run's YAML file. Raises `ConfigError` that lists every problem found."""
+    config = decode_file(RunConfig, path=path, overrides=overrides)
+    found = list(problems(config))
+    if found:
+        raise ConfigError(problem_report(str(path), found))
+    return config
+
+
+def dump_run_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML: every field, defaults included."""
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def problems(config: RunConfig) -> Iterator[str]:
+    """Everything that is wrong between sections, each with the dotted path and the remedy."""
+    yield from _batch_problems(config)
+    yield from _schedule_problems(config)
+    yield from _parallel_problems(config.parallel)
+    yield from _average_problems(config)
+
+
+def _batch_problems(config: RunConfig) -> Iterator[str]:
+    batch, lanes = config.train.global_batch, config.data.lanes
+    if lanes != "auto" and batch % lanes:
+        yield f"train.global_batch: {batch} is not a multiple of data.lanes {lanes}; every batch takes equally many samples of each lane"
+    if config.num_steps < 1:
+        yield f"train.num_samples: {config.train.num_samples} is less than one global batch of {batch}"
+
+
+def _schedule_problems(config: RunConfig) -> Iterator[str]:
+    schedule, total = config.optim.schedule, config.train.num_samples
+    if schedule.warmup_samples > total:
+        yield f"optim.schedule.warmup_samples: {schedule.warmup_samples} is longer than the whole run (train.num_samples {total})"
+        return
+    match schedule:
+        case RsqrtConfig():
+            tail, length = "cooldown_samples", schedule.cooldown_samples
+        case WsdConfig():
+            tail, length = "decay_samples", schedule.decay_samples
+        case _:
+            return
+    if schedule.warmup_samples + length > total:
+        yield (
+            f"optim.schedule.{tail}: {length} does not fit between the warm-up of {schedule.warmup_samples} and the end"
+            f" (train.num_samples {total})"
+        )
+
+
+def _parallel_problems(parallel: ParallelConfig) -> Iterator[str]:
+    if parallel.precision == "bf16" and parallel.zero_stage == 0:
+        yield "parallel.zero_stage: 0 with precision bf16 takes a wrong first Adam step in DeepSpeed 0.19; use stage 1, 2 or 3"
+    if parallel.recompute == "none" and parallel.recompute_every != 1:
+        yield f"parallel.recompute_every: {parallel.recompute_every} has no effect with recompute none; set recompute, or leave it out"
+
+
+def _average_problems(config: RunConfig) -> Iterator[str]:
+    if config.optim.ema_decay is not None:
+        return
+    for name, evaluation in config.evals.items():
+        if evaluation.weights == "ema":
+            yield f"evals.{name}.weights: 'ema' needs a moving average; set optim.ema_decay, for example 0.999"
