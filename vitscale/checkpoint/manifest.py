@@ -1,7 +1,9 @@
 """The manifest of a checkpoint: what it is, and the size and sha256 of each of its files. Committed last."""
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,8 +45,9 @@ class Manifest(BaseModel):
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of manifest.json: equal for equal values."""
-    return (json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+    """The bytes of manifest.json: equal for equal values. `sha256` covers all other values."""
+    values = manifest.model_dump(mode="json")
+    return (json.dumps({**values, "sha256": _digest(values)}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -68,9 +71,15 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: written in version {version} of the checkpoint format, and this vitscale reads up to {VERSION};"
             " install a newer vitscale to use it"
         )
+    if values.pop("sha256", None) != _digest(values):
+        raise CheckpointError(f"{path}: damaged: its values do not match its sha256; use another checkpoint")
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: damaged: {where}: {first['msg']}; use another checkpoint") from None
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

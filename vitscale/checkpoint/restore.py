@@ -53,7 +53,7 @@ def _problems(held: Sequence[Fragment], *, shapes: dict[Kind, dict[str, tuple[in
     for fragment in held:
         shape = shapes[fragment.kind].get(fragment.name)
         if shape is None:
-            yield f"{fragment.name} ({fragment.kind}) is not in the checkpoint"
+            yield f"{fragment.name} is not in the checkpoint"
         elif shape != fragment.shape:
             yield f"{fragment.name} has shape {shape} in the checkpoint and {fragment.shape} in the model"
 

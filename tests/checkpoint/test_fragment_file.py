@@ -1,0 +1,142 @@
+"""Rank files: readable by the safetensors library, exact in every range, and refused when damaged."""
+
+import hashlib
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from vitscale.checkpoint import fragment_file
+from vitscale.checkpoint.fragment_file import read_pieces, read_range, write_fragments
+from vitscale.checkpoint.fragments import Fragment
+from vitscale.config import CheckpointError
+
+
+def _fragments(seed: int = 0) -> list[Fragment]:
+    flat = torch.randn(40, generator=torch.Generator().manual_seed(seed))
+    # Overlapping views of one storage, as a flat group of parameters gives them, and an empty one.
+    return [
+        Fragment(name="backbone.a", kind="weight", shape=(4, 10), start=0, values=flat[:25]),
+        Fragment(name="backbone.a", kind="exp_avg", shape=(4, 10), start=0, values=flat[5:30]),
+        Fragment(name="head.b", kind="weight", shape=(3,), start=1, values=flat[30:32]),
+        Fragment(name="head.c", kind="weight", shape=(), start=0, values=flat[39:]),
+        Fragment(name="head.d", kind="weight", shape=(9,), start=0, values=flat[:0]),
+    ]
+
+
+def _path(tmp_path: Path) -> Path:
+    return tmp_path / "rank-00000.safetensors"
+
+
+def test_the_safetensors_library_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fragment_file, "CHUNK_ELEMENTS", 7)
+    fragments = _fragments()
+    write_fragments(_path(tmp_path), fragments=fragments)
+    with safe_open(_path(tmp_path), "pt") as oracle:
+        assert set(oracle.keys()) == {"backbone.a|weight|0", "backbone.a|exp_avg|0", "head.b|weight|1", "head.c|weight|0"}
+        for fragment in fragments[:-1]:
+            read = oracle.get_tensor(f"{fragment.name}|{fragment.kind}|{fragment.start}")
+            assert read.dtype == torch.float32
+            assert torch.equal(read, fragment.values)
+        assert '"head.c": []' in oracle.metadata()["shapes"]
+
+
+def test_size_and_hash_are_those_of_the_file(tmp_path: Path) -> None:
+    entry = write_fragments(_path(tmp_path), fragments=_fragments())
+    data = _path(tmp_path).read_bytes()
+    assert (entry.name, entry.bytes, entry.sha256) == (_path(tmp_path).name, len(data), hashlib.sha256(data).hexdigest())
+
+
+@hypothesis.given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5), data=st.data())
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_any_range_reads_back_exactly(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject) -> None:
+    path = _path(tmp_path_factory.mktemp("ranges"))
+    values = [torch.randn(length) for length in lengths]
+    written = [Fragment(name=f"t{i}", kind="ema", shape=(value.numel() + 3,), start=i % 4, values=value) for i, value in enumerate(values)]
+    write_fragments(path, fragments=written)
+    pieces = read_pieces(path)
+    assert [(piece.name, piece.kind, piece.shape, piece.start, piece.stop) for piece in pieces] == [
+        (f.name, f.kind, f.shape, f.start, f.start + f.values.numel()) for f in written
+    ]
+    for piece, value in zip(pieces, values, strict=True):
+        low = data.draw(st.integers(piece.start, piece.stop - 1))
+        high = data.draw(st.integers(low + 1, piece.stop))
+        into = torch.empty(high - low)
+        read_range(piece, start=low, stop=high, into=into)
+        assert torch.equal(into, value[low - piece.start : high - piece.start])
+
+
+def test_special_values_keep_their_bits(tmp_path: Path) -> None:
+    bits = torch.tensor([0x7FC00001, -0x80000000, 0x7F800000, 1, 0x00800000], dtype=torch.int32)
+    write_fragments(_path(tmp_path), fragments=[Fragment(name="a", kind="weight", shape=(5,), start=0, values=bits.view(torch.float32))])
+    into = torch.empty(5)
+    read_range(read_pieces(_path(tmp_path))[0], start=0, stop=5, into=into)
+    assert torch.equal(into.view(torch.int32), bits)
+
+
+def test_a_rank_that_owns_nothing_writes_a_valid_file(tmp_path: Path) -> None:
+    write_fragments(_path(tmp_path), fragments=[])
+    assert read_pieces(_path(tmp_path)) == []
+    with safe_open(_path(tmp_path), "pt") as oracle:
+        assert list(oracle.keys()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Fragment(name="a|b", kind="weight", shape=(2,), start=0, values=torch.zeros(2)),
+        Fragment(name="a", kind="weight", shape=(2,), start=0, values=torch.zeros(2, dtype=torch.float64)),
+        Fragment(name="a", kind="weight", shape=(2,), start=0, values=torch.zeros(1, 2)),
+        Fragment(name="a", kind="weight", shape=(2,), start=1, values=torch.zeros(2)),
+    ],
+)
+def test_a_malformed_fragment_is_our_mistake(tmp_path: Path, wrong: Fragment) -> None:
+    with pytest.raises(AssertionError):
+        write_fragments(_path(tmp_path), fragments=[wrong])
+
+
+def test_every_truncation_into_header_or_data_is_noticed(tmp_path: Path) -> None:
+    write_fragments(_path(tmp_path), fragments=_fragments())
+    data = _path(tmp_path).read_bytes()
+    for length in range(len(data)):
+        _path(tmp_path).write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match="damaged header"):
+            read_pieces(_path(tmp_path))
+
+
+def test_a_file_cut_after_it_was_opened_is_noticed(tmp_path: Path) -> None:
+    write_fragments(_path(tmp_path), fragments=_fragments())
+    piece = read_pieces(_path(tmp_path))[-1]
+    with _path(tmp_path).open("r+b") as file:
+        file.truncate(piece.offset + 2)
+    with pytest.raises(CheckpointError, match=r"ends within head\.c"):
+        read_range(piece, start=0, stop=1, into=torch.empty(1))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"a|weight|0": torch.zeros(2)}, None),
+        ({"a": torch.zeros(2)}, {"shapes": '{"a": [2]}'}),
+        ({"a|weight|0": torch.zeros(2, dtype=torch.float16)}, {"shapes": '{"a": [2]}'}),
+        ({"a|weight|1": torch.zeros(2)}, {"shapes": '{"a": [2]}'}),
+        ({"a|weight|-1": torch.zeros(2)}, {"shapes": '{"a": [2]}'}),
+        ({"a|gradient|0": torch.zeros(2)}, {"shapes": '{"a": [2]}'}),
+        ({"a|weight|0": torch.zeros(1, 2)}, {"shapes": '{"a": [1, 2]}'}),
+    ],
+)
+def test_a_safetensors_file_of_something_else_is_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None
+) -> None:
+    save_file(tensors, _path(tmp_path), metadata=metadata)
+    with pytest.raises(CheckpointError, match="damaged header"):
+        read_pieces(_path(tmp_path))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors: cannot be read"):
+        read_pieces(_path(tmp_path))

@@ -1,0 +1,32 @@
+"""Names of checkpoint folders, and the order in which they are looked at."""
+
+from pathlib import Path
+
+from vitscale.checkpoint.layout import list_step_folders, rank_file, step_folder
+
+
+def test_names_are_those_of_the_documented_layout() -> None:
+    assert step_folder(Path("c"), step=1000) == Path("c/step-00001000")
+    assert step_folder(Path("c"), step=1000, role="partial") == Path("c/step-00001000.tmp")
+    assert step_folder(Path("c"), step=123_456_789) == Path("c/step-123456789")
+    assert rank_file(7) == "rank-00007.safetensors"
+
+
+def test_folders_are_listed_newest_first_and_anything_else_is_left_out(tmp_path: Path) -> None:
+    for name in ("step-00000002", "step-00000010.tmp", "step-00000010.replaced", "step-00000010", "step-5", "notes", "step-00000003.bak"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000099").write_text("a file, not a folder")
+
+    found = [(entry.step, entry.role) for entry in list_step_folders(tmp_path)]
+
+    assert found == [(10, "committed"), (10, "replaced"), (10, "partial"), (2, "committed")]
+
+
+def test_steps_beyond_eight_digits_stay_in_order(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        step_folder(tmp_path, step=step).mkdir()
+    assert [entry.step for entry in list_step_folders(tmp_path)] == [100_000_000, 99_999_999]
+
+
+def test_a_missing_directory_has_no_folders(tmp_path: Path) -> None:
+    assert list_step_folders(tmp_path / "none") == []

@@ -1,0 +1,76 @@
+"""The manifest: deterministic, typed, closed to newer versions, and any flipped bit in it is noticed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitscale.checkpoint.manifest import FileEntry, Manifest, encode_manifest, read_manifest
+from vitscale.config import CheckpointError
+
+MANIFEST = Manifest(
+    step=1000,
+    optimizer_steps=999,
+    world_size=2,
+    zero_stage=3,
+    created="2026-01-02T03:04:05+00:00",
+    versions={"torch": "2.11.0"},
+    files=(FileEntry(name="rank-00000.safetensors", bytes=12, sha256="0" * 64), FileEntry(name="state.json", bytes=2, sha256="a" * 64)),
+)
+
+
+def _write(folder: Path, data: bytes) -> Path:
+    (folder / "manifest.json").write_bytes(data)
+    return folder
+
+
+def test_it_reads_back_equal_and_encodes_to_the_same_bytes(tmp_path: Path) -> None:
+    data = encode_manifest(MANIFEST)
+    read = read_manifest(_write(tmp_path, data))
+    assert read == MANIFEST
+    assert encode_manifest(read) == data
+    assert json.loads(data)["format"] == "vitscale-checkpoint"
+    assert [entry.name for entry in read.rank_files()] == ["rank-00000.safetensors"]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    data = encode_manifest(MANIFEST)
+    for position in range(len(data) - 1):  # a flip in the newline at the end leaves a manifest with trailing space at worst
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << (position % 8)
+        with pytest.raises(CheckpointError):
+            read_manifest(_write(tmp_path, bytes(flipped)))
+
+
+def test_truncations_are_noticed(tmp_path: Path) -> None:
+    data = encode_manifest(MANIFEST)
+    for length in range(0, len(data) - 1, 5):
+        with pytest.raises(CheckpointError):
+            read_manifest(_write(tmp_path, data[:length]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "written in version 2 of the checkpoint format.*install a newer vitscale"),
+        ({"format": "something-else"}, "not a checkpoint of a vitscale run"),
+        ({"step": 7}, "do not match its sha256"),
+    ],
+)
+def test_what_it_cannot_use_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    values = json.loads(encode_manifest(MANIFEST)) | change
+    with pytest.raises(CheckpointError, match=message):
+        read_manifest(_write(tmp_path, json.dumps(values).encode()))
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b", "", ".hidden"])
+def test_a_file_outside_the_folder_cannot_be_listed(tmp_path: Path, name: str) -> None:
+    entry = MANIFEST.files[0].model_copy(update={"name": name})
+    with pytest.raises(CheckpointError, match=r"files\.0\.name"):
+        read_manifest(_write(tmp_path, encode_manifest(MANIFEST.model_copy(update={"files": (entry,)}))))
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no manifest\.json"):
+        read_manifest(tmp_path)
