@@ -22,6 +22,7 @@ Image = npt.NDArray[np.uint8]
 Interpolation = Literal["bilinear", "bicubic"]
 
 LABEL_MEMBER = "cls"
+_LONGEST_LABEL = 18  # digits that surely fit int64
 _CROP_TRIES = 10
 
 
@@ -123,7 +124,7 @@ def read_label(sample: RawSample) -> int:
             " Pack the data set again with labels."
         )
     text = bytes(member)
-    if not text.strip().isdigit():
+    if not text.strip().isdigit() or len(text) > _LONGEST_LABEL:
         raise DataError(
             f"{sample.shard}: the label of sample {sample.key!r} is {text[:40]!r}, not a class index (0, 1, 2, ...)."
             " Pack the data set again with class indices."
