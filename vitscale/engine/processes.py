@@ -1,0 +1,94 @@
+"""The process group a run lives in: made for one process, for torchrun's, or taken over from whoever made it already."""
+
+import logging
+import os
+import sys
+import warnings
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+
+from vitscale.config import ConfigError
+from vitscale.dist.ranks import Ranks, current_ranks
+
+_ACCELERATORS = {"cpu": CPU_Accelerator, "cuda": CUDA_Accelerator}
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+_owned = False  # whether the process group is ours to destroy
+
+
+def init_process_group(device: str) -> Ranks:
+    """Join the process group for `device` ("cpu": gloo, "cuda": nccl) and return this process's place in it.
+
+    A group that exists already (Ray Train makes one) is used as it is; torchrun's environment makes one of many
+    processes; without either this process is a group of its own. Calling it again changes nothing. On cuda the device
+    of the local rank becomes the current one. Raises `ConfigError` when there is no such device.
+    """
+    global _owned
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("parallel.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+    ranks = current_ranks()
+    # DeepSpeed reads it for the device even when the group is not its own.
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
+    if device == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+    _configure_threads(device)
+    if not dist.is_initialized():
+        _make_group(device)
+        _owned = True
+    _configure_deepspeed(device)
+    return current_ranks()
+
+
+def shutdown() -> None:
+    """Leave the process group if `init_process_group` made it. All ranks call this; engines must be closed before."""
+    global _owned
+    if _owned and dist.is_initialized():
+        # Through DeepSpeed, which keeps groups of its own that would outlive the torch ones.
+        deepspeed.comm.destroy_process_group()
+    _owned = False
+
+
+def _make_group(device: str) -> None:
+    if "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
+        dist.init_process_group(_BACKENDS[device])
+    else:
+        # A store in memory: no port that another run on this machine could hold.
+        dist.init_process_group(_BACKENDS[device], store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _configure_threads(device: str) -> None:
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == "cpu" and local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # Ranks that each use every core spend their time spinning for one another.
+        torch.set_num_threads(max(1, _num_cores() // local_ranks))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _configure_deepspeed(device: str) -> None:
+    _configure_logging()
+    if get_accelerator().device_name() != device:
+        set_accelerator(_ACCELERATORS[device]())
+    os.environ["DS_ACCELERATOR"] = device
+    # Else DeepSpeed compiles a shared-memory collective at start (a minute and more, or no compiler); training never uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=_BACKENDS[device], verbose=False)
+
+
+def _configure_logging() -> None:
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # stdout belongs to what the user asked for
+    # torch renames two collectives that DeepSpeed 0.19 still calls by the old name, at each call.
+    pattern = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", message=pattern, category=FutureWarning)

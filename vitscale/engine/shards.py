@@ -1,0 +1,94 @@
+"""The sharded state of a running engine as fragments: the `ShardStore` that checkpoints read and write."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from vitscale.checkpoint.fragments import Fragment, Kind
+from vitscale.engine.internals import MasterShard
+
+_MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
+
+
+class EngineStore:
+    """Master weights, Adam's moments and the moving average of one rank, as fragments of the objective's parameters."""
+
+    def __init__(
+        self,
+        *,
+        zero_stage: int,
+        rank: int,
+        world_size: int,
+        shards: list[MasterShard],
+        averages: list[Tensor] | None,
+        optimizer: torch.optim.Optimizer,
+        refresh: Callable[[], None],
+    ) -> None:
+        """`averages` holds one flat tensor per shard. `refresh` makes forward read the masters; it is collective."""
+        self.zero_stage = zero_stage
+        self._rank = rank
+        self._world_size = world_size
+        self._shards = shards
+        self._averages = averages
+        self._optimizer = optimizer
+        self._refresh = refresh
+        _allocate_moments(optimizer, shards)
+
+    def held(self) -> Iterator[Fragment]:
+        """Everything on this rank, which a restore fills: the whole model at stage 0, this rank's part at 1 to 3."""
+        for index, shard in enumerate(self._shards):
+            tensors = self._tensors(index)
+            for piece in shard.pieces:
+                for kind, flat in tensors.items():
+                    values = flat[piece.offset : piece.offset + piece.count]
+                    yield Fragment(name=piece.name, kind=kind, shape=piece.shape, start=piece.start, values=values)
+
+    def owned(self) -> Iterator[Fragment]:
+        """What this rank writes. At stage 0 an even slice of every tensor, so that all ranks write equally much."""
+        for fragment in self.held():
+            if self.zero_stage > 0:
+                yield fragment
+                continue
+            count = fragment.values.numel()
+            begin, end = count * self._rank // self._world_size, count * (self._rank + 1) // self._world_size
+            if begin < end:
+                yield Fragment(
+                    name=fragment.name,
+                    kind=fragment.kind,
+                    shape=fragment.shape,
+                    start=fragment.start + begin,
+                    values=fragment.values[begin:end],
+                )
+
+    def optimizer_steps(self) -> int:
+        """Adam's step count, which all parameters share. Waits for the device."""
+        return int(self._state(0)["step"].item())
+
+    def restored(self, *, optimizer_steps: int) -> None:
+        """After `held` was filled: set Adam's step count and refresh what forward reads. Collective."""
+        for index in range(len(self._shards)):
+            self._state(index)["step"].fill_(float(optimizer_steps))
+        self._refresh()
+
+    def _tensors(self, index: int) -> dict[Kind, Tensor]:
+        state = self._state(index)
+        tensors: dict[Kind, Tensor] = {"weight": self._shards[index].values}
+        tensors |= {kind: state[kind].view(-1) for kind in _MOMENTS}
+        if self._averages is not None:
+            tensors["ema"] = self._averages[index]
+        return tensors
+
+    def _state(self, index: int) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self._optimizer.state[self._shards[index].state_key]
+        return state
+
+
+def _allocate_moments(optimizer: torch.optim.Optimizer, shards: list[MasterShard]) -> None:
+    """Adam allocates its state in the first step; a restore needs it before, and so does a save at step 0."""
+    for shard in shards:
+        assert not optimizer.state[shard.state_key], "the optimizer has stepped already"
+        optimizer.state[shard.state_key] = {
+            "step": torch.zeros((), dtype=torch.float32, device=shard.values.device),
+            **{kind: torch.zeros_like(shard.state_key.data) for kind in _MOMENTS},
+        }
