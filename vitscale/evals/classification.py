@@ -1,10 +1,24 @@
 """Top-1 and top-5 accuracy on a held-out data set, every sample counted exactly once on any number of ranks."""
 
+# B batch, K classes
+
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
-from vitscale.config import OPERATIONAL, Config
+from vitscale.config import OPERATIONAL, Config, ConfigError, DataError
+from vitscale.data.dataset import Dataset
+from vitscale.data.loader import Share, eval_loader
+from vitscale.data.transforms import EvalTransform, Interpolation
+from vitscale.data.types import Batch
+from vitscale.dist.collectives import all_reduce_sum
+from vitscale.dist.ranks import Ranks
+from vitscale.models import ModelConfig
+
+_PREFETCH_BATCHES = 2
 
 
 class ClassificationConfig(Config):
@@ -21,5 +35,91 @@ class ClassificationConfig(Config):
     """Samples per rank and forward pass."""
     num_workers: int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
     """Loader processes per rank; 0 decodes in the evaluating process."""
+    resize: Literal["squash", "shorter_side"] = Field(default="squash", json_schema_extra=OPERATIONAL)
+    """squash: both sides are resized, the aspect ratio may change. shorter_side: it is kept, and what sticks out is cut off."""
     crop_fraction: float = Field(default=1.0, gt=0, le=1, json_schema_extra=OPERATIONAL)
     """Side of the centre crop as a fraction of the resized image's shorter side; 0.875 is the usual choice for photos."""
+    interpolation: Interpolation = Field(default="bilinear", json_schema_extra=OPERATIONAL)
+    """How images are resized."""
+
+
+class ClassificationEval:
+    """One evaluation of models of one kind on an opened data set, ready to run as often as wanted.
+
+    Raises `DataError` when the data set has no classes.
+    """
+
+    def __init__(self, config: ClassificationConfig, *, dataset: Dataset, model: ModelConfig, ranks: Ranks) -> None:
+        if dataset.num_classes is None:
+            raise DataError(f"{config.path}: this data set has no classes, so accuracy cannot be measured; pack it with labels")
+        self.config = config
+        self.dataset = dataset
+        self._num_classes = dataset.num_classes
+        self._share = Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=config.num_workers, prefetch=_PREFETCH_BATCHES)
+        self._transform = EvalTransform(
+            image_size=model.image_size,
+            num_channels=model.num_channels,
+            resize=config.resize,
+            crop_fraction=config.crop_fraction,
+            interpolation=config.interpolation,
+        )
+
+    def run(self, predict: Callable[[Batch], Tensor]) -> dict[str, float]:
+        """Accuracy over the whole data set: `top1`, `top5` (shares) and `num_samples`. All ranks must call this.
+
+        `predict` makes logits (B, K) of a batch; every rank calls it equally often. With fewer than five classes `top5`
+        is the share among the best K, that is 1. The result is the same for any number of ranks and any batch size.
+        Raises `ConfigError` when the model has fewer outputs than the data set has classes.
+        """
+        top1, top5, num_samples, num_unknown = all_reduce_sum(self._count(predict)).tolist()
+        assert num_samples == self.dataset.num_samples, f"counted {num_samples} of {self.dataset.num_samples} samples"
+        if num_unknown:
+            raise DataError(
+                f"{self.config.path}: {num_unknown} samples have a label beyond the {self._num_classes} classes of the manifest;"
+                " pack or index the data set again"
+            )
+        return {"top1": top1 / num_samples, "top5": top5 / num_samples, "num_samples": float(num_samples)}
+
+    def _count(self, predict: Callable[[Batch], Tensor]) -> Tensor:
+        loader = eval_loader(dataset=self.dataset, transform=self._transform, share=self._share, batch_size=self.config.batch_size)
+        counts: Tensor | None = None
+        try:
+            for batch in loader:
+                logits_BK = predict(batch)
+                self._check_outputs(logits_BK.shape[1])
+                # The counts stay on the device: no batch waits for the one before.
+                found = count_correct(logits_BK, labels_B=batch["label"].to(logits_BK.device))
+                counts = found if counts is None else counts + found
+        finally:
+            loader.close()
+        assert counts is not None, "an eval loader yields at least one batch on every rank"
+        return counts
+
+    def _check_outputs(self, num_outputs: int) -> None:
+        if num_outputs < self._num_classes:
+            raise ConfigError(
+                f"{self.config.path}: this data set has {self._num_classes} classes and the model {num_outputs} outputs;"
+                f" set objective.num_classes to {self._num_classes} or evaluate on another data set"
+            )
+
+
+def count_correct(logits_BK: Tensor, *, labels_B: Tensor) -> Tensor:
+    """int64 (4,) on the logits' device: samples whose label is the best guess, is among the five best, all samples, and
+    samples whose label is no class of the model. Rows with label -1 are padding and count nowhere.
+
+    Of equal logits the lower class wins, as in argmax, so an untrained model of zeros is not right everywhere. NaN is
+    ahead of every number, and a sample whose own logit is NaN is wrong.
+    """
+    num_classes = logits_BK.shape[1]
+    is_sample_B = labels_B >= 0
+    is_known_B = is_sample_B & (labels_B < num_classes)
+    index_B1 = labels_B.clamp(0, num_classes - 1).unsqueeze(1)
+    own_B1 = logits_BK.gather(1, index_B1)
+    lower_class_BK = torch.arange(num_classes, device=logits_BK.device) < index_B1
+    # "Not at most" instead of "greater": comparisons with NaN are false.
+    ahead_BK = ~(logits_BK <= own_B1) | ((logits_BK == own_B1) & lower_class_BK)
+    place_B = ahead_BK.sum(dim=1)
+    # A NaN label logit is ahead of itself; without this it would be among the five best of few classes.
+    is_scored_B = is_known_B & ~own_B1.squeeze(1).isnan()
+    counted = (is_scored_B & (place_B < 1), is_scored_B & (place_B < 5), is_sample_B, is_sample_B & ~is_known_B)
+    return torch.stack([mask_B.sum() for mask_B in counted])
