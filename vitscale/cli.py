@@ -7,12 +7,16 @@ import typer
 
 from vitscale.config.presentation import present_errors
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, rich_markup_mode=None, help="Pre-train Vision Transformers; a run is its YAML file.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, rich_markup_mode=None, help="Pre-train Vision Transformers; a run is its YAML file."
+)
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at configurations.")
 app.add_typer(config_app, name="config")
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A run's YAML file.")]
-OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Settings to replace, for example optim.lr=1e-3.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Settings to replace, for example optim.lr=1e-3.")
+]
 AllowChangeOption = Annotated[
     list[str] | None, typer.Option("--allow-change", metavar="KEY", help="On a resume, accept another value of this setting. Repeatable.")
 ]
@@ -22,7 +26,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an
 WorldSizeOption = Annotated[int, typer.Option("--world-size", min=1, help="Number of processes to plan for.")]
 
 
-@app.command(epilog="Examples: vitscale train configs/pretrain/fashion_mnist_vit.yaml | torchrun --nproc-per-node 2 -m vitscale train CONFIG")
+@app.command(
+    epilog="Examples: vitscale train configs/pretrain/fashion_mnist_vit.yaml | torchrun --nproc-per-node 2 -m vitscale train CONFIG"
+)
 def train(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
@@ -45,11 +51,13 @@ def train(
         api.train(run_config, allow_change=allow_change or [], stop_at_step=stop_at)
 
 
-@app.command(epilog="Example: vitscale evaluate configs/pretrain/fashion_mnist_vit.yaml --checkpoint runs/fashion_mnist_vit/checkpoints/step-00000500")
+@app.command(epilog="Example: vitscale evaluate CONFIG --checkpoint runs/fashion_mnist_vit/checkpoints/step-00000500")
 def evaluate(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
-    checkpoint: Annotated[str | None, typer.Option(metavar="PATH", help="A checkpoint or run directory; default: the run's newest.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A checkpoint or run directory; default: the run's newest.")
+    ] = None,
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -63,7 +71,8 @@ def evaluate(
         run_config = api.load_config(config, overrides=overrides or [])
         if dry_run:
             for name, evaluation in run_config.evals.items():
-                print(f"{name}: {evaluation.kind} on {evaluation.path} with {evaluation.weights} weights of {checkpoint or run_config.run_dir}")
+                source = checkpoint or run_config.run_dir
+                print(f"{name}: {evaluation.kind} on {evaluation.path} with {evaluation.weights} weights of {source}")
             return
         results = api.evaluate(run_config, checkpoint=checkpoint)
         if current_ranks().is_main:

@@ -17,5 +17,5 @@ def test_cpu_memory_is_shared_among_local_processes() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
     assert detect_cluster(device="auto", world_size=1).device == "cpu"
-    with pytest.raises(ConfigError, match="parallel.device: cuda"):
+    with pytest.raises(ConfigError, match=r"parallel\.device: cuda"):
         detect_cluster(device="cuda", world_size=1)

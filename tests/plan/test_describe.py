@@ -1,7 +1,6 @@
 """The plan as text says the numbers people look for."""
 
 from tests.plan.test_plan import GPU, config
-
 from vitscale.plan.describe import describe_plan
 from vitscale.plan.plan import make_plan
 

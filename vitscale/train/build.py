@@ -10,7 +10,7 @@ import torch
 from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.restore import restore_checkpoint
-from vitscale.config import ConfigError
+from vitscale.config import ConfigError, DataError
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.order import Order
@@ -23,8 +23,8 @@ from vitscale.objectives.base import Objective
 from vitscale.plan.cluster import detect_cluster
 from vitscale.plan.plan import Plan, make_plan, resolve
 from vitscale.run_config import RunConfig, dump_run_config
-from vitscale.train.evaluations import build_evaluations, check_classes
 from vitscale.train.environment import environment_json, start_rank_log, stop_rank_log
+from vitscale.train.evaluations import build_evaluations
 from vitscale.train.guards import StopRequest
 from vitscale.train.initial import initial_values
 from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
@@ -62,7 +62,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
         initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
         engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
         stack.callback(engine.close)
-        identity = {"manifest_sha256": dataset.sha256, "order": order.identity()}
+        identity: dict[str, object] = {"manifest_sha256": dataset.sha256, "order": order.identity()}
         start = _restore(decision, engine=engine, identity=identity)
         on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start))
         loader = _loader(config, plan=plan, dataset=dataset, order=order, ranks=ranks, start=start, objective=objective)
@@ -83,7 +83,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
             batches=loader,
             classes=dataset.classes,
             data_identity=identity,
-            evaluations=build_evaluations(config, ranks=ranks),
+            evaluations=build_evaluations(config, ranks=ranks, train_classes=dataset.classes),
             reporter=reporter,
             sample_log=sample_log,
             stop=stop,
@@ -100,17 +100,19 @@ def _decide(config: RunConfig, *, directory: RunDirectory, allow_change: Collect
 
 
 def _open_data(config: RunConfig) -> tuple[Dataset, Order]:
-    # On every rank: each reads the shards itself, and a node may see another, or no, copy of them.
-    manifests = on_every_rank(lambda: open_dataset(config.data.path).sha256)
-    if len(set(manifests)) > 1:
-        raise ConfigError(f"data.path: {config.data.path} holds different data sets on different nodes; copy one of them to all")
-    dataset = open_dataset(config.data.path)
-    check_classes(dataset.num_classes, wanted=config.objective.num_classes, key="data.path")
-    assert isinstance(config.data.lanes, int), "the plan resolves auto"
     data = config.data
-    order = Order(
-        num_samples=dataset.num_samples, seed=config.seed, lanes=config.data.lanes, block=data.block, window=data.window
-    )
+    # On every rank: each reads the shards itself, and a node may see another, or no, copy of them.
+    manifests = on_every_rank(lambda: open_dataset(data.path).sha256)
+    if len(set(manifests)) > 1:
+        raise DataError(f"{data.path}: different nodes see different data sets under this path; copy one of them to all")
+    dataset = open_dataset(data.path)
+    if dataset.num_classes is not None and dataset.num_classes > config.objective.num_classes:
+        raise ConfigError(
+            f"objective.num_classes: {config.objective.num_classes}, but the data set {data.path} has {dataset.num_classes} classes;"
+            f" set objective.num_classes={dataset.num_classes} or give another data set"
+        )
+    assert isinstance(data.lanes, int), "the plan resolves auto"
+    order = Order(num_samples=dataset.num_samples, seed=config.seed, lanes=data.lanes, block=data.block, window=data.window)
     return dataset, order
 
 
@@ -158,9 +160,7 @@ def _loader(
         transform=config.objective.sample_transform(config.model),
         seed=config.seed,
         global_batch=plan.global_batch,
-        share=Share(
-            rank=ranks.rank, world_size=ranks.world_size, num_workers=config.data.num_workers, prefetch=config.data.prefetch
-        ),
+        share=Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=config.data.num_workers, prefetch=config.data.prefetch),
         start_samples=start.samples,
         batch_keys=objective.batch_keys,
         pin_memory=plan.device == "cuda",
@@ -189,7 +189,12 @@ def _reporter(
             ),
         )
     return Reporter(
-        observers, is_main=ranks.is_main, batch_ids=batch_ids, newest_checkpoint=newest_checkpoint, memory_bytes=engine.peak_memory_bytes
+        observers,
+        is_main=ranks.is_main,
+        batch_ids=batch_ids,
+        newest_checkpoint=newest_checkpoint,
+        memory_bytes=engine.peak_memory_bytes,
+        known_values=directory.newest_values(),
     )
 
 

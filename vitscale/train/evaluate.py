@@ -10,7 +10,6 @@ from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, ConfigError
 from vitscale.data.types import Batch
 from vitscale.dist.agreement import on_main
-from vitscale.dist.ranks import Ranks
 from vitscale.engine.processes import init_process_group
 from vitscale.objectives.base import Objective
 from vitscale.plan.cluster import detect_cluster
@@ -18,6 +17,7 @@ from vitscale.plan.plan import decide_precision
 from vitscale.run_config import RunConfig
 from vitscale.train.evaluations import build_evaluations
 
+_WHICH: dict[Kind, str] = {"weight": "weights", "ema": "moving average of the weights"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -65,7 +65,7 @@ def _check_fits(objective: Objective, *, reader: CheckpointReader, kind: Kind) -
     wanted = {name: tuple(parameter.shape) for name, parameter in objective.named_parameters()}
     stored = reader.shapes(kind)
     if not stored:
-        raise CheckpointError(f"{reader.path}: holds no {'moving average of the' if kind == 'ema' else ''} weights; evaluate weights: model")
+        raise CheckpointError(f"{reader.path}: holds no {_WHICH[kind]}; evaluate the other weights (evals.NAME.weights)")
     different = [name for name in {**wanted, **stored} if wanted.get(name) != stored.get(name)]
     if different:
         shown = "; ".join(f"{n}: {stored.get(n)} in the checkpoint, {wanted.get(n)} in the configuration" for n in different[:5])

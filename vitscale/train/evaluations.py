@@ -1,8 +1,10 @@
-"""The evaluations of a configuration, ready to run."""
+"""The evaluations of a configuration, opened and ready to run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from vitscale.config import ConfigError
+from vitscale.config import DataError
 from vitscale.data.dataset import open_dataset
 from vitscale.dist.agreement import on_every_rank
 from vitscale.dist.ranks import Ranks
@@ -16,28 +18,35 @@ class Evaluation:
 
     name: str
     evaluator: ClassificationEval
-    weights: str
+    weights: Literal["model", "ema"]
     every_steps: int | None
 
 
-def build_evaluations(config: RunConfig, *, ranks: Ranks) -> tuple[Evaluation, ...]:
-    """Open every evaluation's data set. All ranks. Raises `DataError` or `ConfigError` on all ranks when one of them fails."""
-    return tuple(_build(config, name, ranks=ranks) for name in config.evals)
+def build_evaluations(config: RunConfig, *, ranks: Ranks, train_classes: Sequence[str] | None = None) -> tuple[Evaluation, ...]:
+    """Open every evaluation's data set. All ranks call this, and all raise the `DataError` or `ConfigError` of any of them.
+
+    `train_classes` are the training data's class names, which those of the evaluations must equal.
+    """
+    opened: list[Evaluation] = []
+
+    def build() -> None:
+        opened.extend(_build(config, name, ranks=ranks, train_classes=train_classes) for name in config.evals)
+
+    on_every_rank(build)
+    return tuple(opened)
 
 
-def _build(config: RunConfig, name: str, *, ranks: Ranks) -> Evaluation:
+def _build(config: RunConfig, name: str, *, ranks: Ranks, train_classes: Sequence[str] | None) -> Evaluation:
     evaluation = config.evals[name]
-    on_every_rank(lambda: open_dataset(evaluation.path).sha256)
     dataset = open_dataset(evaluation.path)
-    check_classes(dataset.num_classes, wanted=config.objective.num_classes, key=f"evals.{name}.path")
+    if train_classes is not None and dataset.classes is not None and dataset.classes != tuple(train_classes):
+        raise DataError(
+            f"evals.{name}.path: {evaluation.path} has the classes {_shown(dataset.classes)}, the training data {_shown(train_classes)};"
+            " accuracy would compare different things. Pack both with the same class names in the same order."
+        )
     evaluator = ClassificationEval(evaluation, dataset=dataset, model=config.model, ranks=ranks)
     return Evaluation(name=name, evaluator=evaluator, weights=evaluation.weights, every_steps=evaluation.every_steps)
 
 
-def check_classes(found: int | None, *, wanted: int, key: str) -> None:
-    """Raise `ConfigError` when a data set has other classes than the head has outputs. `key` names the setting."""
-    if found is not None and found != wanted:
-        raise ConfigError(
-            f"objective.num_classes: {wanted}, but the data set of {key} has {found} classes;"
-            f" set objective.num_classes={found} or give another data set"
-        )
+def _shown(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:5]) + (f", ... ({len(classes)} in all)" if len(classes) > 5 else "")

@@ -61,7 +61,7 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous = {}
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._asked.set()
         for other, handler in self._previous.items():
             signal.signal(other, handler)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import decode, parse_yaml
 from vitscale.dist.agreement import on_main
+from vitscale.models import ViTShape
 from vitscale.nn.init import initial_value
 from vitscale.objectives.base import Objective
 from vitscale.run_config import RunConfig
-from vitscale.weights.transfer import InitFromConfig, TransferPlan, plan_transfer, transferred_value
+from vitscale.weights.positions import Grid
+from vitscale.weights.transfer import InitFromConfig, ModelFacts, TokenLayout, format_table, plan_transfer
 
 Initial = Callable[[str, nn.Parameter, tuple[int, ...]], Tensor]
 
@@ -41,7 +44,7 @@ def initial_values(config: RunConfig, objective: Objective, *, resuming: bool) -
     return _transferred(config, config.init_from, objective)
 
 
-def _zeros(name: str, parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
+def _zeros(_name: str, _parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape)
 
 
@@ -52,26 +55,33 @@ def _recipes(seed: int) -> Initial:
     return draw
 
 
-def _transferred(config: RunConfig, source: InitFromConfig, objective: Objective) -> InitialWeights:
+def _transferred(config: RunConfig, init_from: InitFromConfig, objective: Objective) -> InitialWeights:
     # One rank verifies; all use what it found.
-    path = Path(on_main(lambda: str(resolve_checkpoint(Path(source.path)))))
+    path = Path(on_main(lambda: str(resolve_checkpoint(Path(init_from.path)))))
     reader = CheckpointReader(path)
-    kind: Kind = "ema" if source.weights == "ema" else "weight"
+    kind: Kind = "ema" if init_from.weights == "ema" else "weight"
     trained = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(path)), source=str(path))
     plan = plan_transfer(
-        source,
-        source_shapes=reader.shapes(kind),
-        source_model=trained.model.shape,
-        target_shapes={name: tuple(parameter.shape) for name, parameter in objective.named_parameters()},
-        target_model=config.model.shape,
-        where=str(path),
+        init_from,
+        source=ModelFacts(shapes=reader.shapes(kind), layout=_token_layout(trained.model.shape)),
+        target=ModelFacts(
+            shapes={name: tuple(parameter.shape) for name, parameter in objective.named_parameters()},
+            layout=_token_layout(config.model.shape),
+        ),
     )
     draw = _recipes(config.seed)
 
     def value(name: str, parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
-        row = plan.row(name)
-        if not row.reads_source:
-            return draw(name, parameter, shape)
-        return transferred_value(row, reader.read_full(name, kind=kind), plan=plan)
+        found = plan.value(name, read=partial(reader.read_full, kind=kind))
+        return draw(name, parameter, shape) if found is None else found
 
-    return InitialWeights(value=value, table=plan.table())
+    return InitialWeights(value=value, table=f"starting from {path}:\n{format_table(plan)}")
+
+
+def _token_layout(shape: ViTShape) -> TokenLayout:
+    return TokenLayout(
+        grid=Grid(shape.grid, shape.grid),
+        patch_size=shape.patch_size,
+        num_channels=shape.num_channels,
+        class_token=shape.class_token,
+    )

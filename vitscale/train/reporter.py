@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from vitscale.config import NonFiniteLossError
@@ -16,7 +16,8 @@ class Reporter:
     """Reports to `observers`, which are empty on all ranks but 0.
 
     `batch_ids(step)` gives the sample ids of a whole global batch, `newest_checkpoint()` the name of the last good one,
-    `memory_bytes()` the peak use of the device.
+    `memory_bytes()` the peak use of the device. `known_values` are the newest figures of an earlier attempt, for a run that is
+    finished already.
     """
 
     def __init__(
@@ -27,13 +28,14 @@ class Reporter:
         batch_ids: Callable[[int], Sequence[int]],
         newest_checkpoint: Callable[[], str],
         memory_bytes: Callable[[], int],
+        known_values: Mapping[str, float],
     ) -> None:
         self._observers = observers
         self.is_main = is_main
         self._batch_ids = batch_ids
         self._newest_checkpoint = newest_checkpoint
         self._memory_bytes = memory_bytes
-        self.last_values: dict[str, float] = {}
+        self.last_values = dict(known_values)
 
     def progress(self, step: int) -> None:
         """A step was done."""

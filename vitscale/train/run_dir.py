@@ -61,6 +61,14 @@ class RunDirectory:
         """Sample ids that one rank consumed, a line per step."""
         return self.root / "samples" / f"rank-{rank:05d}.jsonl"
 
+    def newest_values(self) -> dict[str, float]:
+        """The newest value of every figure in metrics.jsonl."""
+        values: dict[str, float] = {}
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                values |= json.loads(line)
+        return {key: value for key, value in values.items() if key not in ("step", "samples")}
+
     def rewind_logs(self, *, step: int) -> None:
         """Drop what the logs say of steps after `step`, which are about to be done again. Rank 0 only."""
         for path in [self.metrics, *sorted((self.root / "samples").glob("rank-*.jsonl"))]:

@@ -1,0 +1,75 @@
+"""Whole runs in one process: what lands in the run directory, resuming bit for bit, and the ways a run ends early."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, events, losses, sample_ids, tiny_config
+from vitscale import api
+from vitscale.config import NonFiniteLossError, StopRequested
+from vitscale.train.loop import micro_batches
+
+
+def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, f"evals.test={{kind: classification, path: {tmp_path}/shards, batch_size: 20, every_steps: 3}}")
+    result = api.train(config)
+    run_dir = config.run_dir
+    assert (result.step, result.samples) == (6, 96)
+    assert sorted(losses(run_dir)) == [1, 2, 3, 4, 5, 6]
+    assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == ["step-00000002", "step-00000004", "step-00000006"]
+    evaluations = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines() if "eval/test/top1" in line]
+    assert [record["step"] for record in evaluations] == [3, 6]
+    assert result.values["eval/test/top1"] == evaluations[-1]["eval/test/top1"]
+    assert sorted(i for ids in sample_ids(run_dir).values() for i in ids) == list(range(96)), "an epoch is every sample once"
+    assert json.loads((run_dir / "plan.json").read_text())["num_steps"] == 6
+    assert "lanes: 4" in (run_dir / "config.yaml").read_text()
+    for name in ("environment.json", "logs/rank-00000.jsonl", "tensorboard"):
+        assert (run_dir / name).exists(), name
+    assert [event["step"] for event in events(run_dir, "checkpoint")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_stopping_and_resuming_changes_nothing(tmp_path: Path, zero_stage: int) -> None:
+    options = [f"parallel.zero_stage={zero_stage}"]
+    whole = tiny_config(tmp_path, "name=whole", *options)
+    api.train(whole)
+    parts = tiny_config(tmp_path, "name=parts", *options)
+    with pytest.raises(StopRequested, match="stopped on request after step 3 of 6"):
+        api.train(parts, stop_at_step=3)
+    api.train(parts)
+    assert losses(parts.run_dir) == losses(whole.run_dir)
+    assert sample_ids(parts.run_dir) == sample_ids(whole.run_dir)
+    assert_equal_tensors(checkpoint_tensors(parts.run_dir, step=6), checkpoint_tensors(whole.run_dir, step=6))
+    assert events(parts.run_dir, "resume")
+
+
+def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    api.train(config)
+    before = (config.run_dir / "metrics.jsonl").read_text()
+    assert api.train(config).step == 6
+    assert (config.run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_a_loss_that_explodes_stops_the_run_and_names_step_samples_and_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, "optim.lr=1e25", "optim.schedule.warmup_samples=0", "train.log_every_steps=100", "checkpoint.every_steps=1"
+    )
+    with pytest.raises(NonFiniteLossError) as caught:
+        api.train(config)
+    (event,) = events(config.run_dir, "non_finite")
+    step = event["step"]
+    assert f"step {step}: " in str(caught.value)
+    assert event["sample_ids"] == sample_ids(config.run_dir)[step]
+    newest = max(path.name for path in (config.run_dir / "checkpoints").iterdir())
+    assert newest == f"step-{step - 1:08d}", "nothing of the bad step is kept"
+    assert newest in str(caught.value)
+
+
+def test_micro_batches_are_consecutive_views() -> None:
+    batch = {"sample_id": torch.arange(6), "image": torch.zeros(6, 1, 2, 2)}
+    parts = micro_batches(batch, size=2)
+    assert [part["sample_id"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert parts[1]["image"].data_ptr() == batch["image"][2:].data_ptr()

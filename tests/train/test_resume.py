@@ -1,0 +1,107 @@
+"""Where a run continues, and the changes that it refuses to continue with."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.train.tiny_run import pack_tiny, tiny_config
+from vitscale import api
+from vitscale.config import CheckpointError, ConfigError, UserError
+from vitscale.plan.cluster import Cluster
+from vitscale.plan.plan import make_plan, resolve
+from vitscale.run_config import RunConfig
+from vitscale.train.resume import changed_keys, decide_resume
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("resume")
+    api.train(tiny_config(root))
+    return root
+
+
+def resolved(root: Path, *overrides: str) -> RunConfig:
+    config = tiny_config(root, *overrides)
+    return resolve(config, plan=make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33)))
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_a_torn_one_explained(finished: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(finished / "runs" / "tiny" / "checkpoints", checkpoints)
+    tensors = checkpoints / "step-00000006" / "rank-00000.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    decision = decide_resume(resolved(finished), checkpoints=checkpoints, allow_change=[])
+    assert decision.checkpoint is not None
+    assert decision.checkpoint.endswith("step-00000004")
+    assert any("passed over step-00000006" in message and "sha256" in message for message in decision.messages)
+
+
+def test_nothing_to_resume(tmp_path: Path, finished: Path) -> None:
+    assert decide_resume(resolved(finished), checkpoints=tmp_path / "none", allow_change=[]).checkpoint is None
+
+
+def test_only_damaged_checkpoints_are_not_silently_replaced_by_a_fresh_start(finished: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(finished / "runs" / "tiny" / "checkpoints", checkpoints)
+    for tensors in checkpoints.glob("*/rank-00000.safetensors"):
+        tensors.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the checkpoints here is whole"):
+        decide_resume(resolved(finished), checkpoints=checkpoints, allow_change=[])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["optim.lr=0.5"], ["optim.lr"]),
+        (["model.depth=3", "seed=1"], ["seed", "model.depth"]),
+        (["objective.augment.flip=false"], ["objective.augment.flip"]),
+        (["optim.schedule={kind: wsd}"], ["optim.schedule.kind"]),
+        (["data.lanes=8"], ["data.lanes"]),
+        (["parallel.precision=bf16", "parallel.zero_stage=1"], ["parallel.precision"]),
+    ],
+)
+def test_a_change_of_what_the_run_computes_is_refused_by_key_until_allowed(finished: Path, overrides: list[str], keys: list[str]) -> None:
+    checkpoints = finished / "runs" / "tiny" / "checkpoints"
+    changed = resolved(finished, *overrides)
+    with pytest.raises(CheckpointError) as caught:
+        decide_resume(changed, checkpoints=checkpoints, allow_change=[])
+    for key in keys:
+        assert f"{key}: was" in str(caught.value)
+        assert f"--allow-change {key}" in str(caught.value)
+    allowed = [key.partition(".")[0] for key in keys]
+    assert decide_resume(changed, checkpoints=checkpoints, allow_change=allowed).checkpoint is not None
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "data.num_workers=3",
+        "parallel.zero_stage=3",
+        "parallel.micro_batch=2",
+        "parallel.recompute=full",
+        "train.log_every_steps=7",
+        "checkpoint.keep=9",
+    ],
+)
+def test_a_change_of_how_it_is_carried_out_is_free(finished: Path, override: str) -> None:
+    before, after = resolved(finished), resolved(finished, override)
+    assert before != after
+    assert changed_keys(before, after) == {}
+
+
+def test_allowing_an_unknown_key_is_an_error(finished: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--allow-change optim.lrr: .* did you mean 'optim.lr'"):
+        decide_resume(resolved(finished), checkpoints=finished / "runs" / "tiny" / "checkpoints", allow_change=["optim.lrr"])
+
+
+def test_another_data_set_under_the_same_path_is_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "train.num_samples=32")
+    api.train(config)
+    shutil.rmtree(tmp_path / "shards")
+    pack_tiny(tmp_path, num_samples=200)
+    with pytest.raises(UserError, match="manifest_sha256"):
+        api.train(config)
