@@ -1,0 +1,119 @@
+"""A folder complete or absent: success, errors, a full disk, a killed process, a second process, folders in the way."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitscale.config import DataError, UsageError
+from vitscale_data_tools.staging import staged_folder, write_durably
+
+
+def test_it_appears_when_it_is_complete(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out"
+    with staged_folder(output) as staging:
+        write_durably(staging / "a", b"1")
+        assert not output.exists()
+    assert [path.name for path in output.iterdir()] == ["a"]
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
+    def fill_and_fail() -> None:
+        with staged_folder(tmp_path / "out") as staging:
+            write_durably(staging / "a", b"1")
+            raise failure
+
+    with pytest.raises(failure):
+        fill_and_fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_disk_error_is_the_users_and_leaves_nothing(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(DataError, match="out: cannot be written: No space left on device"), staged_folder(tmp_path / "out") as staging:
+        (staging / "a").write_bytes(b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be written"), staged_folder(tmp_path / "file" / "out"):
+        pass
+
+
+def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with staged_folder(tmp_path / "out") as staging:
+        write_durably(staging / "a", b"1")
+    assert (tmp_path / "out" / "a").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
+def test_what_exists_is_not_overwritten(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out"
+    if kind == "folder":
+        output.mkdir()
+        (output / "precious").write_bytes(b"1")
+    elif kind == "file":
+        output.write_bytes(b"1")
+    else:
+        output.symlink_to(tmp_path / "none")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="exists already"), staged_folder(output):
+        pytest.fail("must not be entered")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_killed_process_leaves_no_output_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    script = (
+        "import os, signal, sys; from pathlib import Path; from vitscale_data_tools.staging import staged_folder\n"
+        "with staged_folder(Path(sys.argv[1])) as staging:\n"
+        "    (staging / 'half').write_bytes(b'x' * 1000)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(output)], env=_environment(), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    with staged_folder(output) as staging:
+        assert list(staging.iterdir()) == []
+        write_durably(staging / "whole", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in output.iterdir()] == ["whole"]
+
+
+def test_a_second_process_is_refused_while_the_first_writes(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as staging:
+        write_durably(staging / "a", b"1")
+        with pytest.raises(UsageError, match="another process is packing into it"), staged_folder(tmp_path / "out"):
+            pytest.fail("must not be entered")
+        assert (staging / "a").exists()
+    assert (tmp_path / "out" / "a").exists()
+
+
+def test_a_folder_of_the_users_in_the_way_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.tex").write_bytes(b"1")
+    with pytest.raises(UsageError, match="in the way"), staged_folder(tmp_path / "out"):
+        pytest.fail("must not be entered")
+    assert (tmp_path / "out.partial" / "thesis.tex").exists()
+
+
+def test_a_file_is_written_once(tmp_path: Path) -> None:
+    write_durably(tmp_path / "a", b"1")
+    with pytest.raises(FileExistsError):
+        write_durably(tmp_path / "a", b"2")
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
