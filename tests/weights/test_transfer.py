@@ -1,0 +1,189 @@
+"""Transfer plans: a table of what happens to every tensor, the values that follow from it, and refusals."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitscale.config import CheckpointError
+from vitscale.models import ViTConfig
+from vitscale.objectives.supervised import SupervisedConfig
+from vitscale.weights.patch_kernel import resample_patch_kernel
+from vitscale.weights.positions import Grid, resample_positions
+from vitscale.weights.transfer import InitFromConfig, ModelFacts, TokenLayout, TransferPlan, format_table, plan_transfer
+
+SIZES: dict[str, Any] = {"image_size": 16, "num_channels": 1, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2}
+
+
+def _facts(*, num_classes: int = 10, pre_logits: int | None = None, **model: Any) -> ModelFacts:
+    config = ViTConfig(**(SIZES | model))
+    with torch.device("meta"):
+        objective = SupervisedConfig(num_classes=num_classes, pre_logits=pre_logits).build(config.build())
+    shape = config.shape
+    return ModelFacts(
+        shapes={name: tuple(parameter.shape) for name, parameter in objective.named_parameters()},
+        layout=TokenLayout(
+            grid=Grid(shape.grid, shape.grid),
+            patch_size=shape.patch_size,
+            num_channels=shape.num_channels,
+            class_token=shape.class_token,
+        ),
+    )
+
+
+def _plan(source: ModelFacts, target: ModelFacts, **config: Any) -> TransferPlan:
+    return plan_transfer(InitFromConfig(path="runs/old", **config), source=source, target=target)
+
+
+def _changed(plan: TransferPlan) -> dict[str, str]:
+    return {row.name: row.action for row in plan.rows if row.action != "loaded"}
+
+
+def _weights(facts: ModelFacts) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in facts.shapes.items()}
+
+
+def test_the_same_model_is_loaded_as_it_is() -> None:
+    facts = _facts()
+    plan, weights = _plan(facts, facts), _weights(facts)
+    assert _changed(plan) == {}
+    assert [row.name for row in plan.rows] == list(facts.shapes)
+    for name, value in weights.items():
+        loaded = plan.value(name, read=weights.__getitem__)
+        assert loaded is not None
+        assert torch.equal(loaded, value)
+
+
+HEAD_REPLACED = {"head.fc.weight": "replaced", "head.fc.bias": "replaced"}
+CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]] = [
+    ({}, {"image_size": 24}, {}, {"backbone.pos_embed": "resampled"}),
+    ({}, {"patch_size": 8}, {}, {"backbone.pos_embed": "resampled", "backbone.patch_embed.weight": "resampled"}),
+    ({}, {"image_size": 32, "patch_size": 8}, {}, {"backbone.patch_embed.weight": "resampled"}),
+    ({}, {"num_classes": 3}, {}, HEAD_REPLACED),
+    ({}, {}, {"head": "replace"}, HEAD_REPLACED),
+    ({}, {}, {"head": "keep"}, {}),
+    ({}, {"pooling": "mean"}, {}, {"backbone.pos_embed": "resampled", "backbone.cls_token": "dropped"}),
+    ({"pooling": "mean"}, {}, {}, {"backbone.cls_token": "initialised", "backbone.pos_embed": "resampled"}),
+    # A head without its pre_logits layer means nothing, even where the last layer has the right shape.
+    (
+        {"pre_logits": 8},
+        {},
+        {},
+        {**HEAD_REPLACED, "head.pre_logits.weight": "dropped", "head.pre_logits.bias": "dropped"},
+    ),
+    (
+        {},
+        {"pre_logits": 6},
+        {},
+        {"head.pre_logits.weight": "initialised", "head.pre_logits.bias": "initialised", **HEAD_REPLACED},
+    ),
+    (
+        {"positions": "sincos2d_mae"},
+        {"positions": "sincos2d_mae", "image_size": 24},
+        {},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "config", "changed"), CASES)
+def test_what_happens_to_every_tensor(
+    source: dict[str, Any], target: dict[str, Any], config: dict[str, Any], changed: dict[str, str]
+) -> None:
+    source_facts, target_facts = _facts(**source), _facts(**target)
+    plan, weights = _plan(source_facts, target_facts, **config), _weights(source_facts)
+    assert _changed(plan) == changed
+    assert {row.name for row in plan.rows} == set(source_facts.shapes) | set(target_facts.shapes)
+    for name, shape in target_facts.shapes.items():
+        value = plan.value(name, read=weights.__getitem__)
+        assert (value is None) == (changed.get(name) in ("replaced", "initialised"))
+        assert value is None or (tuple(value.shape), value.dtype) == (shape, torch.float32)
+
+
+def test_only_what_is_used_is_read() -> None:
+    source, target = _facts(), _facts(num_classes=3)
+    weights, read = _weights(source), []
+    plan = _plan(source, target)
+    for name in target.shapes:
+        plan.value(name, read=lambda name: (read.append(name), weights[name])[1])
+    assert sorted(read) == sorted(name for name in source.shapes if not name.startswith("head."))
+
+
+@pytest.mark.parametrize("mode", ["google", "timm", "hf"])
+def test_positions_and_kernel_are_resampled_by_the_configured_mode(mode: Any) -> None:
+    source, target = _facts(), _facts(image_size=18, patch_size=6, positions="learned")
+    weights = _weights(source)
+    plan = _plan(source, target, positions=mode)
+    table, kernel = weights["backbone.pos_embed"], weights["backbone.patch_embed.weight"]
+    expected_table = resample_positions(table, source=Grid(4, 4), target=Grid(3, 3), num_prefix=1, mode=mode)
+    expected_kernel = resample_patch_kernel(kernel, num_channels=1, source=4, target=6)
+    for name, expected in (("backbone.pos_embed", expected_table), ("backbone.patch_embed.weight", expected_kernel)):
+        value = plan.value(name, read=weights.__getitem__)
+        assert value is not None
+        assert torch.equal(value, expected)
+    assert f"grid 4 x 4 to 3 x 3 by mode {mode}" in format_table(plan)
+
+
+def test_the_class_tokens_row_comes_and_goes() -> None:
+    with_token, without = _facts(), _facts(pooling="mean")
+    weights = _weights(with_token)
+    dropped = _plan(with_token, without).value("backbone.pos_embed", read=weights.__getitem__)
+    assert dropped is not None
+    assert torch.equal(dropped, weights["backbone.pos_embed"][:, 1:])
+    weights = _weights(without)
+    added = _plan(without, with_token).value("backbone.pos_embed", read=weights.__getitem__)
+    assert added is not None
+    assert torch.equal(added[:, 0], torch.zeros(1, 8))
+    assert torch.equal(added[:, 1:], weights["backbone.pos_embed"])
+
+
+REFUSALS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]] = [
+    ({}, {"depth": 3}, {}, ["backbone.blocks.2.norm1.weight: - in the source, 8 here", "12 differences"]),
+    ({"depth": 3}, {}, {}, ["backbone.blocks.2.norm1.weight: 8 in the source, - here"]),
+    ({}, {"width": 12}, {}, ["backbone.patch_embed.weight: 8 x 16 in the source, 12 x 64 here", "... and 22 more"]),
+    ({}, {"mlp_width": 20}, {}, ["backbone.blocks.0.mlp.fc1.weight: 32 x 8 in the source, 20 x 8 here"]),
+    ({}, {"num_channels": 3}, {}, ["model.num_channels: 1 in the source, 3 here", "(1 difference)"]),
+    ({}, {"positions": "sincos2d_mae"}, {}, ["backbone.pos_embed: 1 x 17 x 8 in the source, - here", "kind of positions"]),
+    ({"positions": "sincos2d_mae"}, {}, {}, ["backbone.pos_embed: - in the source, 1 x 17 x 8 here"]),
+    ({}, {"num_classes": 3}, {"head": "keep"}, ["head.fc.weight: 10 x 8 in the source, 3 x 8 here", "'auto'"]),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "config", "messages"), REFUSALS)
+def test_another_architecture_is_refused_with_the_first_differences(
+    source: dict[str, Any], target: dict[str, Any], config: dict[str, Any], messages: list[str]
+) -> None:
+    if "width" in target:
+        target = {**target, "image_size": 24, "patch_size": 8}  # resampled tensors of another width are differences too
+    with pytest.raises(CheckpointError, match=r"init_from\.path runs/old: its weights do not fit this model") as caught:
+        _plan(_facts(**source), _facts(**target), **config)
+    assert all(message in str(caught.value) for message in messages), str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 11
+
+
+def test_a_resampled_tensor_of_another_width_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"backbone\.pos_embed: 1 x 17 x 8 in the source, 1 x 37 x 12 here"):
+        _plan(_facts(), _facts(width=12, image_size=24))
+
+
+def _lines(plan: TransferPlan) -> Iterator[list[str]]:
+    for line in format_table(plan).splitlines():
+        yield line.split()
+
+
+def test_the_table_shows_what_changed_and_counts_the_rest() -> None:
+    plan = _plan(_facts(pre_logits=8), _facts(num_classes=3, image_size=24, pooling="mean"))
+    lines = list(_lines(plan))
+    num_loaded = sum(row.action == "loaded" for row in plan.rows)
+    assert lines[0] == ["action", "tensor", "source", "here"]
+    assert lines[-1][:3] == ["loaded", str(num_loaded), "tensors"]
+    assert [line[:2] for line in lines[1:-1]] == [[action, name] for name, action in _changed(plan).items()]
+    assert len(lines) == 2 + len(plan.rows) - num_loaded
+
+
+def test_the_count_of_loaded_values_is_that_of_the_tensors() -> None:
+    facts = _facts()
+    assert f"{sum(torch.Size(shape).numel() for shape in facts.shapes.values()):,} values" in format_table(_plan(facts, facts))
