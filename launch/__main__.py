@@ -1,0 +1,5 @@
+"""`python -m vitscale_launch`."""
+
+from .cli import main
+
+main()

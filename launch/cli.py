@@ -1,0 +1,124 @@
+"""The `vitscale-launch` command. Imports of Ray, torch and the library wait inside the commands, so that `--help` answers at once."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vitscale.config.presentation import present_errors
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Start vitscale runs through Ray: on this machine, or on a cluster with --address or RAY_ADDRESS.",
+)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A run's YAML file.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's YAML file.")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Settings to replace, for example optim.lr=1e-3.")]
+WorkersOption = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Number of worker processes.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to join; default: RAY_ADDRESS, else one on this machine.")
+]
+AllowChangeOption = Annotated[
+    list[str] | None, typer.Option("--allow-change", metavar="KEY", help="On a resume, accept another value of this setting. Repeatable.")
+]
+StopAtOption = Annotated[int | None, typer.Option("--stop-at", metavar="STEP", min=1, help="Save and stop after this step (exit code 75).")]
+MaxRestartsOption = Annotated[int, typer.Option("--max-restarts", metavar="N", min=0, help="Restarts after the death of a worker.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; start nothing.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+
+
+@app.callback()
+def launch() -> None:
+    """Keep the commands' names in the command line, whatever their number."""
+
+
+@app.command(
+    epilog="Examples: vitscale-launch train configs/pretrain/fashion_mnist_vit.yaml --workers 2"
+    " | vitscale-launch train CONFIG name=trial optim.lr=1e-3 --workers 8 --address 10.0.0.1:6379"
+)
+def train(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    workers: WorkersOption = 1,
+    address: AddressOption = None,
+    allow_change: AllowChangeOption = None,
+    stop_at: StopAtOption = None,
+    max_restarts: MaxRestartsOption = 3,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a run, or go on with it, in Ray Train workers.
+
+    The same run as that of `vitscale train`: each goes on where the other stopped. When a worker dies, all are restarted
+    from the newest committed checkpoint.
+    """
+    with present_errors(debug=debug):
+        from .environment import prepare_environment, ray_address
+
+        address = ray_address(address)
+        prepare_environment(local=address is None)
+        from pathlib import Path
+
+        from vitscale.plan.cluster import detect_cluster
+        from vitscale.plan.describe import describe_plan
+        from vitscale.plan.plan import make_plan
+        from vitscale.run_config import dump_run_config, load_run_config
+
+        run_config = load_run_config(Path(config), overrides=overrides or [])
+        if dry_run or address is None:
+            # What does not fit is refused before Ray is started. Another cluster's machines are not known here.
+            made = make_plan(run_config, cluster=detect_cluster(device=run_config.parallel.device, world_size=workers))
+        if dry_run:
+            sys.stdout.write(f"{dump_run_config(run_config)}---\n{describe_plan(made)}")
+            return
+        from .trainer import launch_training
+
+        launch_training(
+            run_config,
+            num_workers=workers,
+            address=address,
+            allow_change=allow_change or [],
+            stop_at_step=stop_at,
+            max_restarts=max_restarts,
+        )
+
+
+@app.command(
+    epilog="Examples: vitscale-launch tune configs/sweeps/fashion_resolution.yaml"
+    " | vitscale-launch tune configs/sweeps/fashion_resolution.yaml parallel_trials=1 --dry-run"
+)
+def tune(
+    sweep: SweepArgument,
+    overrides: OverridesArgument = None,
+    address: AddressOption = None,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run every combination of a sweep's grid as a Ray Tune trial, then write a table and a plot of the results.
+
+    The same command goes on with unfinished trials and does not repeat finished ones.
+    """
+    with present_errors(debug=debug):
+        from .environment import prepare_environment, ray_address
+
+        address = ray_address(address)
+        prepare_environment(local=address is None)
+        from pathlib import Path
+
+        from .sweep import describe_trials, load_sweep
+
+        loaded = load_sweep(Path(sweep), overrides=overrides or [])
+        if dry_run:
+            sys.stdout.write(describe_trials(loaded))
+            return
+        from .tuner import run_sweep
+
+        run_sweep(loaded, address=address)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,83 @@
+"""The Ray cluster that a command works on: an existing one that it joins, or a local one that lives as long as the command."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+import ray
+
+from vitscale.config import UsageError
+
+from .environment import worker_variables
+
+# Workers talk through gloo or nccl and read their own data; the object store only carries the configuration and results.
+_OBJECT_STORE_BYTES = 100 * 2**20
+# For this process and all of Ray's that work for it: only errors are told on the console.
+_LOGGING = ray.LoggingConfig(log_level="ERROR")
+_TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterResources:
+    """What the cluster has in all, as Ray counts it."""
+
+    num_cpus: int
+    num_gpus: int
+    is_local: bool
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def ray_cluster(*, address: str | None, num_cpus: int, show_workers: bool = True) -> Iterator[ClusterResources]:
+    """Join the cluster at `address`, or start a local one with `num_cpus` logical CPUs, until the body ends.
+
+    `show_workers` sends what the workers print to this console. `prepare_environment` must have been called before this
+    module was imported. SIGTERM ends the body with exit code 143. Raises `UsageError` when there is no such cluster.
+    """
+    _connect(address, num_cpus=num_cpus, show_workers=show_workers)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        found = ray.cluster_resources()
+        yield ClusterResources(num_cpus=int(found.get("CPU", 0)), num_gpus=int(found.get("GPU", 0)), is_local=address is None)
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _connect(address: str | None, *, num_cpus: int, show_workers: bool) -> None:
+    if address is None:
+        # The environment is inherited. Without a dashboard the cluster starts faster and listens on one port less.
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=show_workers,
+            logging_config=_LOGGING,
+        )
+        return
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": worker_variables()},
+            log_to_driver=show_workers,
+            logging_config=_LOGGING,
+        )
+    except (ConnectionError, ray.exceptions.RaySystemError, ray.exceptions.AuthenticationError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"--address {address}: cannot join this Ray cluster: {reason} Start one with `ray start --head`, mind RAY_AUTH_MODE"
+            " and the token on every machine, or leave out --address and RAY_ADDRESS for a cluster on this machine."
+        ) from None
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  (a signal handler's arguments)
+    raise SystemExit(_TERMINATED_EXIT_CODE)

@@ -1,0 +1,57 @@
+"""What runs in each Ray Train worker: read the configuration, train as everywhere else, report how it ended."""
+
+import os
+import sys
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+from vitscale.api import train
+from vitscale.config import UsageError, decode
+from vitscale.run_config import RunConfig
+from vitscale.train.run_dir import RunDirectory, exclusive
+
+from .task import TrainTask
+
+_LOCK_WAIT_SECONDS = 10.0
+
+
+def train_worker(task_text: str) -> dict[str, Any]:
+    """Train the task (JSON of `TrainTask`) in the process group that Ray Train has made; every worker calls this.
+
+    Returns the step, the samples and the last values of the finished run. Raises the `UserError` of `vitscale.api.train`.
+    """
+    task = TrainTask.from_json(task_text)
+    _enter_folder(task.folder)
+    sys.argv[:] = task.command  # environment.json shows the user's command instead of Ray's
+    config = decode(RunConfig, values=task.config, source="the configuration sent to the worker")
+    if dist.get_rank() == 0:
+        _wait_for_lock(RunDirectory(root=config.run_dir), seconds=_LOCK_WAIT_SECONDS)
+    result = train(config, allow_change=task.allow_change, stop_at_step=task.stop_at_step)
+    return {"step": result.step, "samples": result.samples, "values": result.values}
+
+
+def _enter_folder(folder: str) -> None:
+    """Make relative paths mean what they meant where the command was given, without changing the configuration."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: the directory of this command cannot be entered on the worker's machine {os.uname().nodename}"
+            f" ({error.strerror}). Start the command from a directory that every machine of the cluster shares."
+        ) from None
+
+
+def _wait_for_lock(directory: RunDirectory, *, seconds: float) -> None:
+    """After a restart the killed workers' hold on the run directory may end a moment later than they do: wait for it.
+
+    A lock that stays is left for `train` to report.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with exclusive(directory):
+                return
+        except UsageError:
+            time.sleep(0.2)
