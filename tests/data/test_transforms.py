@@ -56,7 +56,7 @@ def distance(ours: list[float], theirs: list[float]) -> float:
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (500, 120)])
 def test_random_resized_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
-    count = 4000
+    count = 2000
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3]) for _ in range(count)], float)
@@ -107,12 +107,12 @@ def test_shift_is_a_crop_out_of_the_padded_image(down: int, right: int) -> None:
 def test_pad_crop_reaches_every_place_equally_often() -> None:
     pixels = np.zeros((8, 8), np.uint8)
     pixels[4, 4] = 255
-    places = [np.argwhere(train(pixels, size=8, draw=i, num_channels=1, crop="pad", padding=2)[0])[0] for i in range(2500)]
+    places = [np.argwhere(train(pixels, size=8, draw=i, num_channels=1, crop="pad", padding=2)[0])[0] for i in range(1000)]
     counts = np.zeros((8, 8), int)
     np.add.at(counts, tuple(np.array(places).T), 1)
-    assert counts[2:7, 2:7].sum() == 2500
-    assert 50 < counts[2:7, 2:7].min()
-    assert counts[2:7, 2:7].max() < 160
+    assert counts[2:7, 2:7].sum() == 1000
+    assert counts[2:7, 2:7].min() > 15
+    assert counts[2:7, 2:7].max() < 75
 
 
 def test_flip_mirrors_half_of_the_images() -> None:

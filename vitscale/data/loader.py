@@ -84,7 +84,8 @@ class TrainLoader(Iterator[Batch]):
         self._pin_memory = pin_memory
 
     def __next__(self) -> Batch:
-        parts = [part for part in (next(self._stream) for _ in range(self._num_parts)) if part is not None]
+        made = [next(self._stream) for _ in range(self._num_parts)]
+        parts = [part for part in made if part is not None]
         batch = {key: _join([part[key] for part in parts], pin_memory=self._pin_memory) for key in parts[0]}
         missing, self._unchecked_keys = self._unchecked_keys - batch.keys(), frozenset()
         assert not missing, f"the objective reads {sorted(missing)}, which its sample transform does not make: {sorted(batch)}"

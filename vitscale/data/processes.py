@@ -26,6 +26,7 @@ _PRELOAD = ["torch", "vitscale.data.process_server"]
 # batches to finish a step and save.
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _JOIN_SECONDS = 5.0
+_DEATH_SECONDS = 1.0
 
 
 class PartStream(Iterator[Batch | None]):
@@ -51,12 +52,14 @@ class PartStream(Iterator[Batch | None]):
             raise StopIteration
         try:
             item = next(self._items)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, OSError, EOFError):
+            # Which of them torch raises depends on what the process was doing when it died.
+            lost = self._lost_process()
+            if lost is None:
                 raise
             self.close()
             raise DataError(
-                f"A loader process was killed ({error}), most often because memory ran out."
+                f"A loader process was killed (exit code {lost.exitcode}), most often because memory ran out."
                 " Lower data.num_workers, data.window or data.prefetch, or give the job more memory."
             ) from None
         if isinstance(item, UserError):
@@ -73,6 +76,11 @@ class PartStream(Iterator[Batch | None]):
                 process.join(_JOIN_SECONDS)
         self._processes = []
         atexit.unregister(self.close)
+
+    def _lost_process(self) -> multiprocessing.process.BaseProcess | None:
+        # A dying process closes its sockets a moment before it can be seen to have ended.
+        wait([process.sentinel for process in self._processes if process.is_alive()], timeout=_DEATH_SECONDS)
+        return next((process for process in self._processes if process.exitcode), None)
 
 
 def ignore_signals() -> None:

@@ -1,0 +1,98 @@
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vitscale.config import DataError
+from vitscale.data.processes import IGNORED_SIGNALS, PartStream
+from vitscale.data.types import Batch
+from vitscale.data.worker import Part
+
+
+class Numbers(IterableDataset[Part]):
+    """Each worker yields batches that hold its number and a count."""
+
+    def __init__(self, *, fail_at: int | None = None, bug: bool = False) -> None:
+        self.fail_at = fail_at
+        self.bug = bug
+
+    def __iter__(self) -> Iterator[Part]:
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        for count in range(1000):
+            if count == self.fail_at:
+                if self.bug:
+                    raise KeyError("a bug of ours")
+                yield DataError("train-00000.tar: sample 7 is damaged. Pack it again.")
+                return
+            yield {"row": torch.tensor([worker, count, os.getpid()])}
+
+
+def rows(stream: PartStream, count: int) -> list[list[int]]:
+    parts: list[Batch | None] = [next(stream) for _ in range(count)]
+    return [part["row"].tolist()[:2] for part in parts if part is not None]
+
+
+def loader_processes() -> list[multiprocessing.process.BaseProcess]:
+    return list(multiprocessing.active_children())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_are_asked_in_turn_and_leave_promptly(num_workers: int) -> None:
+    stream = PartStream(Numbers(), num_workers=num_workers, prefetch=2)
+    per_turn = max(1, num_workers)
+    assert rows(stream, 6) == [[i % per_turn, i // per_turn] for i in range(6)]
+    assert len(loader_processes()) == num_workers
+    start = time.perf_counter()
+    stream.close()
+    assert time.perf_counter() - start < 4.5
+    assert not loader_processes()
+    assert next(stream, "ended") == "ended"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_workers_data_error_arrives_as_it_was(num_workers: int) -> None:
+    stream = PartStream(Numbers(fail_at=1), num_workers=num_workers, prefetch=2)
+    rows(stream, max(1, num_workers))
+    with pytest.raises(DataError) as caught:
+        next(stream)
+    assert str(caught.value) == "train-00000.tar: sample 7 is damaged. Pack it again."
+    assert not loader_processes()
+
+
+def test_a_bug_in_a_worker_keeps_its_trace() -> None:
+    stream = PartStream(Numbers(fail_at=0, bug=True), num_workers=1, prefetch=2)
+    with pytest.raises(KeyError, match=r"(?s)Traceback.*a bug of ours"):
+        next(stream)
+    stream.close()
+
+
+def test_a_killed_process_is_reported_with_the_likely_cause() -> None:
+    stream = PartStream(Numbers(), num_workers=2, prefetch=2)
+    rows(stream, 2)
+    victim = loader_processes()[0]
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(
+        DataError, match=r"A loader process was killed \(exit code -9\), .*memory ran out\. Lower data\.num_workers"
+    ) as caught:
+        rows(stream, 1000)
+    assert "\n" not in str(caught.value)
+    assert not loader_processes()
+
+
+def test_the_signals_of_a_launcher_do_not_end_a_loader_process() -> None:
+    stream = PartStream(Numbers(), num_workers=1, prefetch=2)
+    rows(stream, 1)
+    (process,) = loader_processes()
+    assert process.pid is not None
+    for number in IGNORED_SIGNALS:
+        os.kill(process.pid, number)
+    assert rows(stream, 20)[-1] == [0, 20]
+    assert process.is_alive()
+    stream.close()
