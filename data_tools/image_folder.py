@@ -74,7 +74,7 @@ def open_image_folder(folder: Path) -> list[ImageFolderSplit]:
     """The one split of an image folder. Raises `DataError` when the folder has no class folders or a class has no image."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Give a folder with one subfolder of images per class.")
-    entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    entries = sorted(entry.name for entry in _listing(folder))
     classes = tuple(name for name in entries if (folder / name).is_dir())
     loose = [name for name in entries if name not in set(classes) and _suffix(name) in EXTENSIONS]
     if loose:
@@ -91,7 +91,7 @@ def open_image_folder(folder: Path) -> list[ImageFolderSplit]:
             classes=classes,
             paths=tuple(path for _, path in images),
             labels=np.array([label for label, _ in images], np.int64),
-            sizes=np.array([(folder / path).stat().st_size for _, path in images], np.int64),
+            sizes=np.array([_size(folder / path) for _, path in images], np.int64),
             notes=(f"passing over files that are no images: {_some(passed_over)}",) if passed_over else (),
         )
     ]
@@ -103,25 +103,38 @@ def _files_below(folder: Path, name: str) -> list[str]:
 
 
 def _walk(folder: Path, *, prefix: str) -> Iterator[str]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}. Mend its permissions or remove it.") from None
-    for entry in entries:
+    for entry in _listing(folder):
         path = f"{prefix}/{entry.name}"
-        if entry.name.startswith("."):
-            continue
-        # A link to a folder may lead back up; links to files are fine.
+        # A link to a folder may lead back up: it counts as a file that is no image. Links to files are fine.
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), prefix=path)
-        elif entry.is_file():
+        else:
             yield path
+
+
+def _listing(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}. Mend its permissions or remove it.") from None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # a dangling link, say: reading it gives the reason, and it is counted with all the others
 
 
 def _check_files(folder: Path, *, classes: tuple[str, ...], files: list[tuple[int, str]], images: list[tuple[int, str]]) -> None:
     foreign = [path for _, path in files if _suffix(path) in _OTHER_IMAGES]
     if foreign:
         raise DataError(f"{folder}: image formats that cannot be packed: {_some(foreign)}. Convert them to JPEG, PNG or WebP.")
+    unnameable = [name for name in classes if not name.isprintable()]
+    if unnameable:
+        raise DataError(
+            f"{folder}: class folders whose names are not UTF-8 text: {_some([ascii(name) for name in unnameable])}. Rename them."
+        )
     filled = {label for label, _ in images}
     empty = [name for label, name in enumerate(classes) if label not in filled]
     if empty:

@@ -39,9 +39,9 @@ def staged_folder(output: Path) -> Iterator[Path]:
 
 def check_free(output: Path) -> None:
     """Raise `UsageError` unless `output` is absent or an empty folder."""
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    if output.exists() or output.is_symlink():
+    with _disk_errors(output):
+        is_free = not any(output.iterdir()) if output.is_dir() else not (output.exists() or output.is_symlink())
+    if not is_free:
         raise UsageError(f"{output}: exists already and is not overwritten. Give another OUTPUT, or remove it first.")
 
 

@@ -1,5 +1,6 @@
 """Image folders: what is packed, in which order, and what is refused with the names of the files."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -55,7 +56,24 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     write_image_folder(tmp_path)
     (tmp_path / "ant" / "loop").symlink_to(tmp_path)
     (tmp_path / "ant" / "same.jpg").symlink_to(tmp_path / "ant" / "1.jpg")
-    assert opened(tmp_path).paths[:3] == ("ant/1.jpg", "ant/deep er/2.JPEG", "ant/same.jpg")
+    split = opened(tmp_path)
+    assert split.paths[:3] == ("ant/1.jpg", "ant/deep er/2.JPEG", "ant/same.jpg")
+    assert split.notes == ("passing over files that are no images: ant/loop",)
+
+
+def test_a_dangling_link_is_an_unusable_image(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
+    (tmp_path / "ant" / "0.jpg").symlink_to(tmp_path / "none.jpg")
+    split = opened(tmp_path)
+    with pytest.raises(UnusableImageError, match="No such file"):
+        split.read(0)
+
+
+def test_a_class_folder_named_in_no_text_encoding(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
+    os.rename(tmp_path / "ant", os.fsencode(tmp_path) + b"/ant\xff")
+    with pytest.raises(DataError, match=r"not UTF-8 text: 'ant\\udcff'\. Rename"):
+        open_image_folder(tmp_path)
 
 
 def test_images_beside_the_class_folders(tmp_path: Path) -> None:
