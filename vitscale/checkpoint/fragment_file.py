@@ -21,8 +21,8 @@ from vitscale.checkpoint.fragments import Fragment, Kind
 from vitscale.checkpoint.manifest import FileEntry
 from vitscale.config import CheckpointError
 
-CHUNK_ELEMENTS = 4 * 2**20
-"""Elements on their way between device, hash and disk at a time: 16 MiB."""
+CHUNK_ELEMENTS = 2**20
+"""Elements on their way between device, hash and disk at a time: 4 MiB."""
 
 _FLOAT_BYTES = 4
 _LENGTH_BYTES = 8
