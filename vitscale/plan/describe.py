@@ -10,7 +10,7 @@ def describe_plan(plan: Plan) -> str:
     memory = plan.memory
     rows = [
         ("parameters", f"{plan.num_parameters:,}"),
-        ("FLOPs", f"{plan.step_flops_per_image / 1e9:,.3g} G per image, forward and backward"),
+        ("FLOPs", f"{plan.step_flops_per_image / 1e9:,.4g} G per image, forward and backward"),
         ("steps", f"{plan.num_steps:,} of {plan.global_batch} images"),
         ("processes", f"{plan.world_size} x {plan.device}, {plan.precision}, ZeRO stage {plan.zero_stage}"),
         ("batch", f"{plan.world_size} ranks x {plan.micro_batch} images x {plan.accumulation} accumulated"),
