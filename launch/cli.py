@@ -27,7 +27,7 @@ AllowChangeOption = Annotated[
 StopAtOption = Annotated[int | None, typer.Option("--stop-at", metavar="STEP", min=1, help="Save and stop after this step (exit code 75).")]
 MaxRestartsOption = Annotated[int, typer.Option("--max-restarts", metavar="N", min=0, help="Restarts after the death of a worker.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; start nothing.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traces of errors.")]
 
 
 @app.callback()
@@ -83,6 +83,7 @@ def train(
             allow_change=allow_change or [],
             stop_at_step=stop_at,
             max_restarts=max_restarts,
+            debug=debug,
         )
 
 
@@ -116,7 +117,7 @@ def tune(
             return
         from .tuner import run_sweep
 
-        run_sweep(loaded, address=address)
+        run_sweep(loaded, address=address, debug=debug)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ _DEFAULTS = {
     # Ray would send prints and every library's log records to the console of each rank and into our rank logs.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    # After a kill -9 the helper process of the loader's says what it cleaned up.
+    "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
     # How soon a dead worker is noticed, how long a group of workers may take to start, and how long the workers that are
     # left over, which may hang in a collective, are asked to leave before they are killed. Ray's own: 2, 60 and 30 seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
@@ -20,6 +22,9 @@ _DEFAULTS = {
     # A run sends nothing to anybody, and a sweep writes its own results.
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which verbose=0 leaves on
+    # Ctrl-C ends a sweep at once; Ray would finish saving an experiment state that we do not use.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Never a cluster without authentication, and always said, because joining processes do not find out by themselves.
     "RAY_AUTH_MODE": "token",
 }

@@ -14,6 +14,9 @@ from ray.train import UserCallback
 from vitscale.config import UserError
 
 _TRACE_LINES = 40
+# Where Ray keeps the error that another one wraps: what a worker raised, why a worker did not answer, what ended the
+# controller, what a remote task or a trial raised; last Python's own.
+_WRAPPED = ("_base_exc", "health_check_failure", "controller_failure", "cause", "__cause__")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,6 @@ def _unwrap(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        # In this order: Ray Train's worker wrapper, its controller and worker group errors, a remote task's or trial's, Python's.
-        inner = [getattr(current, name, None) for name in ("_base_exc", "controller_failure", "cause", "__cause__")]
+        inner = [getattr(current, name, None) for name in _WRAPPED]
         inner += list(getattr(current, "worker_failures", {}).values())
         waiting += [item for item in inner if isinstance(item, BaseException)]

@@ -16,7 +16,8 @@ class TrainTask:
     """A run as it travels to the workers.
 
     `config` is the configuration as plain values, with its paths as they were written: they are relative to `folder`, the
-    directory that the command was given in. `command` is that command, for the run's records.
+    directory that the command was given in. `command` is that command, for the run's records. `debug` lets workers print
+    the traces of errors that the command shows as a paragraph.
     """
 
     config: dict[str, Any]
@@ -24,6 +25,7 @@ class TrainTask:
     command: tuple[str, ...]
     allow_change: tuple[str, ...] = ()
     stop_at_step: int | None = None
+    debug: bool = False
 
     def to_json(self) -> str:
         """The task as JSON text."""
@@ -37,7 +39,9 @@ class TrainTask:
         return cls(**values)
 
 
-def make_task(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None) -> TrainTask:
+def make_task(
+    config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None, debug: bool = False
+) -> TrainTask:
     """The task of training `config` from the current directory."""
     return TrainTask(
         config=config.model_dump(mode="json"),
@@ -45,4 +49,5 @@ def make_task(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_
         command=tuple(sys.argv),
         allow_change=tuple(allow_change),
         stop_at_step=stop_at_step,
+        debug=debug,
     )

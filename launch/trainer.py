@@ -64,11 +64,12 @@ def launch_training(
     allow_change: Collection[str] = (),
     stop_at_step: int | None = None,
     max_restarts: int = 3,
+    debug: bool = False,
 ) -> dict[str, Any]:
     """Train `config` from the current directory on the Ray cluster at `address`, or on one of its own. Raises `UserError`."""
     with ray_cluster(address=address, num_cpus=max(num_workers, num_cores())) as cluster:
         workers = choose_workers(num_workers=num_workers, num_runs=1, device=config.parallel.device, cluster=cluster)
-        task = make_task(config, allow_change=allow_change, stop_at_step=stop_at_step)
+        task = make_task(config, allow_change=allow_change, stop_at_step=stop_at_step, debug=debug)
         return run_training(task, run_dir=config.run_dir, workers=workers, max_restarts=max_restarts)
 
 

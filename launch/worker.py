@@ -1,5 +1,6 @@
 """What runs in each Ray Train worker: read the configuration, train as everywhere else, report how it ended."""
 
+import logging
 import os
 import sys
 import time
@@ -23,6 +24,9 @@ def train_worker(task_text: str) -> dict[str, Any]:
     Returns the step, the samples and the last values of the finished run. Raises the `UserError` of `vitscale.api.train`.
     """
     task = TrainTask.from_json(task_text)
+    if not task.debug:
+        # Ray prints the trace of every error that leaves this function, on each rank.
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     _enter_folder(task.folder)
     sys.argv[:] = task.command  # environment.json shows the user's command instead of Ray's
     config = decode(RunConfig, values=task.config, source="the configuration sent to the worker")
