@@ -8,7 +8,10 @@ import typer
 from vitscale.config.presentation import present_errors
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, rich_markup_mode=None, help="Pre-train Vision Transformers; a run is its YAML file."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Pre-train Vision Transformers; a run is its YAML file.",
 )
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at configurations.")
 app.add_typer(config_app, name="config")
@@ -46,7 +49,10 @@ def train(
 
         run_config = api.load_config(config, overrides=overrides or [])
         if dry_run:
-            _print_plan(run_config, world_size=1)
+            from vitscale.dist.ranks import current_ranks
+
+            if current_ranks().is_main:
+                _print_plan(run_config, world_size=current_ranks().world_size)
             return
         api.train(run_config, allow_change=allow_change or [], stop_at_step=stop_at)
 

@@ -165,7 +165,7 @@ def test_declares_the_keys_it_reads() -> None:
 def test_mixing_needs_even_micro_batches_and_wraps_the_transform() -> None:
     plain, mixed = SupervisedConfig(num_classes=2), SupervisedConfig(num_classes=2, mixup_alpha=0.2)
     assert (plain.micro_batch_multiple, mixed.micro_batch_multiple) == (1, 2)
-    inner = TrainTransform(image_size=16, num_channels=1, augment=plain.augment)
+    inner = TrainTransform(image_size=16, num_channels=1, augment=plain.augment, num_classes=2)
     assert plain.sample_transform(MODEL) == inner
     assert mixed.sample_transform(MODEL) == WithMixDraws(transform=inner, mixing=mixed.mixing, image_size=16)
 

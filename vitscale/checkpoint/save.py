@@ -51,7 +51,7 @@ def save_checkpoint(store: ShardStore, *, folder: Path, step: int, state: dict[s
     except CheckpointError as error:
         if ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
+        raise error.retold(
             f"the checkpoint of step {step} could not be saved: {error}. Older checkpoints are untouched;"
             f" see that {folder} is writable and has space"
         ) from error

@@ -1,5 +1,10 @@
 """The errors a user can cause, each with the process exit code that scripts and schedulers rely on."""
 
+from typing import Literal, Self
+
+Scope = Literal["rank", "node", "run"]
+"""Which processes of a run raise the same error: this one alone, those of its machine, or all."""
+
 
 class UserError(Exception):
     """Base of every error that the user can mend: shown as one paragraph (what, where, how to mend it), without a trace.
@@ -8,6 +13,14 @@ class UserError(Exception):
     """
 
     exit_code = 1
+    scope: Scope = "rank"
+    """Of the processes that raise the same error, one shows it."""
+
+    def retold(self, message: str) -> Self:
+        """The same error in other words."""
+        error = type(self)(message)
+        error.scope = self.scope
+        return error
 
 
 class UsageError(UserError):
@@ -20,6 +33,8 @@ class ConfigError(UserError):
     """The configuration is wrong: an unknown key, a wrong type, values that contradict each other."""
 
     exit_code = 3
+    scope: Scope = "node"
+    """Each process reads the configuration itself, and those of a machine read the same files."""
 
 
 class DataError(UserError):
@@ -37,8 +52,11 @@ class CheckpointError(UserError):
 class NonFiniteLossError(CheckpointError):
     """Training reached a loss that is NaN or infinite and stopped; nothing after the last good checkpoint was kept."""
 
+    scope: Scope = "run"
+
 
 class StopRequested(UserError):
     """The run was asked to stop and did, with everything saved: start the same command again to go on."""
 
     exit_code = 75
+    scope: Scope = "run"

@@ -63,13 +63,16 @@ class TrainTransform:
     image_size: int
     num_channels: int
     augment: AugmentConfig
+    num_classes: int | None = None
+    """Labels must be below it; None takes any."""
 
     def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:
-        """Raises `DataError` naming shard and key for an image or label that cannot be read."""
+        """Raises `DataError` naming shard and key for an image or label that cannot be used."""
         image_HWC = self._crop(decode_image_member(sample, num_channels=self.num_channels), rng)
         if self.augment.flip and rng.chance(0.5):
             image_HWC = image_HWC[:, ::-1]
-        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), "label": read_label(sample)}
+        label = read_label(sample, num_classes=self.num_classes)
+        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), "label": label}
 
     def _crop(self, image_HWC: Image, rng: CounterRng) -> Image:
         size, augment = self.image_size, self.augment
@@ -115,8 +118,9 @@ class EvalTransform:
         return target * height // shorter, target * width // shorter
 
 
-def read_label(sample: RawSample) -> int:
-    """The class index in the sample's text member `cls`. Raises `DataError` when it is missing or not a number."""
+def read_label(sample: RawSample, *, num_classes: int | None = None) -> int:
+    """The class index in the sample's text member `cls`. Raises `DataError` when it is missing, not a number, or not
+    below `num_classes`."""
     member = sample.members.get(LABEL_MEMBER)
     if member is None:
         raise DataError(
@@ -129,7 +133,14 @@ def read_label(sample: RawSample) -> int:
             f"{sample.shard}: the label of sample {sample.key!r} is {text[:40]!r}, not a class index (0, 1, 2, ...)."
             " Pack the data set again with class indices."
         )
-    return int(text)
+    label = int(text)
+    # Checked here: on a GPU the loss would end the process with an assertion of the device that names no sample.
+    if num_classes is not None and label >= num_classes:
+        raise DataError(
+            f"{sample.shard}: the label of sample {sample.key!r} is {label}, but the model has {num_classes} classes (0 to"
+            f" {num_classes - 1}). Pack the data set again with labels below that, or set objective.num_classes to {label + 1} or more."
+        )
+    return label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Decisions and failures that all ranks must share: what only rank 0 may do, and errors that must end every rank alike."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitscale.config.errors import (
@@ -16,7 +17,7 @@ from vitscale.dist.collectives import broadcast_json, gather_json
 from vitscale.dist.ranks import current_ranks
 
 _SHARED_ERRORS: dict[str, type[UserError]] = {
-    error.__name__: error for error in (UsageError, ConfigError, DataError, CheckpointError, NonFiniteLossError, StopRequested)
+    error.__name__: error for error in (UserError, UsageError, ConfigError, DataError, CheckpointError, NonFiniteLossError, StopRequested)
 }
 
 
@@ -25,10 +26,8 @@ def on_main(action: Callable[[], Any]) -> Any:
 
     A `UserError` on rank 0 is raised on every rank, so that none is left waiting in a collective.
     """
-    outcome: dict[str, Any] | None = None
-    if current_ranks().is_main:
-        outcome = _attempt(action)
-    return _unwrap(broadcast_json(outcome))
+    attempt = _attempt(action) if current_ranks().is_main else _Attempt()
+    return _unwrap(broadcast_json(attempt.outcome), cause=attempt.error)
 
 
 def on_every_rank(action: Callable[[], Any]) -> list[Any]:
@@ -36,18 +35,28 @@ def on_every_rank(action: Callable[[], Any]) -> list[Any]:
 
     A `UserError` on any rank is raised on all: the lowest failing rank's.
     """
-    outcomes = gather_json(_attempt(action))
-    return [_unwrap(outcome) for outcome in outcomes]
+    attempt = _attempt(action)
+    return [_unwrap(outcome, cause=attempt.error) for outcome in gather_json(attempt.outcome)]
 
 
-def _attempt(action: Callable[[], Any]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    """What an action came to on this rank: plain JSON for the others, and the error itself, whose trace stays here."""
+
+    outcome: dict[str, Any] = field(default_factory=dict)
+    error: UserError | None = None
+
+
+def _attempt(action: Callable[[], Any]) -> _Attempt:
     try:
-        return {"value": action()}
+        return _Attempt(outcome={"value": action()})
     except UserError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return _Attempt(outcome={"error": type(error).__name__, "message": str(error)}, error=error)
 
 
-def _unwrap(outcome: dict[str, Any]) -> Any:
-    if "error" in outcome:
-        raise _SHARED_ERRORS[outcome["error"]](outcome["message"])
-    return outcome["value"]
+def _unwrap(outcome: dict[str, Any], *, cause: UserError | None) -> Any:
+    if "error" not in outcome:
+        return outcome["value"]
+    error = _SHARED_ERRORS[outcome["error"]](outcome["message"])
+    error.scope = "run"
+    raise error from cause

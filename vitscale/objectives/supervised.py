@@ -84,7 +84,9 @@ class SupervisedConfig(Config):
 
     def sample_transform(self, model: ModelConfig) -> SampleTransform:
         """What the loader's workers do to a training sample."""
-        transform = TrainTransform(image_size=model.image_size, num_channels=model.num_channels, augment=self.augment)
+        transform = TrainTransform(
+            image_size=model.image_size, num_channels=model.num_channels, augment=self.augment, num_classes=self.num_classes
+        )
         if not self.mixing.is_on:
             return transform
         return WithMixDraws(transform=transform, mixing=self.mixing, image_size=model.image_size)

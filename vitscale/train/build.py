@@ -1,7 +1,6 @@
 """From a configuration to a Run that is ready to train, in the order that the steps depend on each other."""
 
 import contextlib
-import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.restore import restore_checkpoint
-from vitscale.config import ConfigError, DataError
+from vitscale.config import CheckpointError, ConfigError, DataError
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.order import Order
@@ -32,19 +31,21 @@ from vitscale.train.reporter import Reporter
 from vitscale.train.reports import Observer
 from vitscale.train.resume import ResumeDecision, decide_resume
 from vitscale.train.run import Run
-from vitscale.train.run_dir import RunDirectory, exclusive, replace_text
+from vitscale.train.run_dir import RunDirectory, exclusive, replace_text, writing
 from vitscale.train.sample_log import SampleLog
-from vitscale.train.state import TrainState, read_host_state
+from vitscale.train.state import TrainState, last_step, read_host_state
 
-log = logging.getLogger(__name__)
+_DATA_KEYS = frozenset({"seed", "data.path", "data.lanes", "data.block", "data.window"})
+"""Settings that decide which samples a cursor stands for."""
 
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None) -> Iterator[Run]:
     """Build the run and take it down again. All ranks enter this with equal arguments.
 
-    In this order: 1. plan, 2. lock the run directory, 3. decide where to resume, 4. open the data, 5. build the engine with
-    initial or resumed weights, 6. start loader, evaluations and observers. Raises the `UserError` of whatever is wrong.
+    In this order: 1. plan, 2. lock the run directory, 3. decide where to resume, 4. open the data to train and to evaluate
+    on, 5. build the engine with initial or resumed weights, 6. write what the run starts with, start loader and observers.
+    Up to 5 nothing that an earlier attempt left is touched. Raises the `UserError` of whatever is wrong.
     """
     cluster = detect_cluster(device=config.parallel.device, world_size=1)
     ranks = init_process_group(cluster.device)
@@ -53,17 +54,17 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
     directory = RunDirectory(root=config.run_dir)
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(exclusive(directory)))
-        handler = start_rank_log(directory.rank_log(ranks.rank))
-        stack.callback(stop_rank_log, handler)
+        on_every_rank(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
         decision = _decide(config, directory=directory, allow_change=allow_change)
         dataset, order = _open_data(config)
+        evaluations = build_evaluations(config, ranks=ranks, train_classes=dataset.classes)
         with torch.device("meta"):
             objective = config.objective.build(config.model.build())
         initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
         engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
         stack.callback(engine.close)
         identity: dict[str, object] = {"manifest_sha256": dataset.sha256, "order": order.identity()}
-        start = _restore(decision, engine=engine, identity=identity)
+        start = _restore(decision, engine=engine, identity=identity, order=order)
         on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start))
         loader = _loader(config, plan=plan, dataset=dataset, order=order, ranks=ranks, start=start, objective=objective)
         stack.callback(loader.close)
@@ -83,29 +84,39 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
             batches=loader,
             classes=dataset.classes,
             data_identity=identity,
-            evaluations=build_evaluations(config, ranks=ranks, train_classes=dataset.classes),
+            evaluations=evaluations,
             reporter=reporter,
             sample_log=sample_log,
             stop=stop,
         )
 
 
+def _start_log(directory: RunDirectory, *, rank: int, stack: contextlib.ExitStack) -> None:
+    with writing(directory):
+        stack.callback(stop_rank_log, start_rank_log(directory.rank_log(rank)))
+
+
 def _decide(config: RunConfig, *, directory: RunDirectory, allow_change: Collection[str]) -> ResumeDecision:
     def scan() -> dict[str, object]:
         decision = decide_resume(config, checkpoints=directory.checkpoints, allow_change=allow_change)
-        return {"checkpoint": decision.checkpoint, "messages": decision.messages}
+        return {"checkpoint": decision.checkpoint, "messages": decision.messages, "changed": decision.changed}
 
     shared = on_main(scan)
-    return ResumeDecision(checkpoint=shared["checkpoint"], messages=tuple(shared["messages"]))
+    return ResumeDecision(checkpoint=shared["checkpoint"], messages=tuple(shared["messages"]), changed=tuple(shared["changed"]))
 
 
 def _open_data(config: RunConfig) -> tuple[Dataset, Order]:
     data = config.data
+    opened: list[Dataset] = []
+
+    def open_here() -> str:
+        opened.append(open_dataset(data.path))
+        return opened[0].sha256
+
     # On every rank: each reads the shards itself, and a node may see another, or no, copy of them.
-    manifests = on_every_rank(lambda: open_dataset(data.path).sha256)
-    if len(set(manifests)) > 1:
+    if len(set(on_every_rank(open_here))) > 1:
         raise DataError(f"{data.path}: different nodes see different data sets under this path; copy one of them to all")
-    dataset = open_dataset(data.path)
+    (dataset,) = opened
     if dataset.num_classes is not None and dataset.num_classes > config.objective.num_classes:
         raise ConfigError(
             f"objective.num_classes: {config.objective.num_classes}, but the data set {data.path} has {dataset.num_classes} classes;"
@@ -135,20 +146,29 @@ def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
     )
 
 
-def _restore(decision: ResumeDecision, *, engine: Engine, identity: dict[str, object]) -> TrainState:
+def _restore(decision: ResumeDecision, *, engine: Engine, identity: dict[str, object], order: Order) -> TrainState:
     if decision.checkpoint is None:
         return TrainState()
     reader = CheckpointReader(Path(decision.checkpoint))
-    state = read_host_state(reader.state, data=identity, where=decision.checkpoint)
-    restore_checkpoint(reader, store=engine.store)
+    # Another data set or order changes what the cursor points at, which is what somebody who allows it asks for.
+    is_same_data = _DATA_KEYS.isdisjoint(decision.changed)
+    state = read_host_state(reader.state, data=identity if is_same_data else {}, where=decision.checkpoint)
+    if state.samples % order.lanes:
+        raise CheckpointError(
+            f"{decision.checkpoint}: data.lanes {order.lanes} does not divide the {state.samples} samples trained on so far; go on"
+            " with the lanes of this run, which its config.yaml names"
+        )
+    # A moving average that the run did not keep so far starts from its weights now.
+    restore_checkpoint(reader, store=engine.store, missing_ema="copy_weights" if "optim.ema_decay" in decision.changed else "refuse")
     return state
 
 
 def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, start: TrainState) -> None:
-    directory.rewind_logs(step=start.step)
-    replace_text(directory.config, dump_run_config(config))
-    replace_text(directory.plan, plan.to_json())
-    replace_text(directory.environment, environment_json())
+    with writing(directory):
+        directory.rewind_logs(step=start.step)
+        replace_text(directory.config, dump_run_config(config))
+        replace_text(directory.plan, plan.to_json())
+        replace_text(directory.environment, environment_json())
 
 
 def _loader(
@@ -171,7 +191,7 @@ def _reporter(
     config: RunConfig, *, plan: Plan, directory: RunDirectory, ranks: Ranks, start: TrainState, order: Order, engine: Engine
 ) -> Reporter:
     def batch_ids(step: int) -> Sequence[int]:
-        consumed = (step - 1) * plan.global_batch
+        consumed = start.samples + (step - 1 - start.step) * plan.global_batch
         ids: list[int] = order.batch_ids(consumed, global_batch=plan.global_batch).sample_ids.tolist()
         return ids
 
@@ -181,8 +201,9 @@ def _reporter(
 
     observers: tuple[Observer, ...] = ()
     if ranks.is_main:
+        num_steps = last_step(start, num_samples=config.train.num_samples, global_batch=plan.global_batch)
         observers = (
-            ConsoleObserver(num_steps=plan.num_steps, start_step=start.step),
+            ConsoleObserver(num_steps=num_steps, start_step=start.step),
             JsonLinesObserver(metrics=directory.metrics, events=directory.events),
             TensorBoardObserver(
                 directory.tensorboard, start_step=start.step, config_text=dump_run_config(config), plan_text=plan.to_json()
@@ -203,7 +224,7 @@ def _announce(reporter: Reporter, *, plan: Plan, decision: ResumeDecision, start
         "resume" if decision.checkpoint else "start",
         step=start.step,
         message=(
-            f"{plan.num_parameters / 1e6:.2f} M parameters, {plan.step_flops_per_image / 1e9:.3g} GFLOPs per image and step;"
+            f"{plan.num_parameters / 1e6:.2f} M parameters, {plan.step_flops_per_image / 1e9:,.4g} GFLOPs per image and step;"
             f" {plan.world_size} x {plan.device}, {plan.precision}, ZeRO {plan.zero_stage}, global batch {plan.global_batch}"
             f" = {plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} accumulated"
         ),

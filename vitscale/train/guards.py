@@ -32,9 +32,13 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
 
+    def is_reached(self, step: int) -> bool:
+        """Whether the step given beforehand is done."""
+        return self._stop_at_step is not None and step >= self._stop_at_step
+
     def agreed(self, step: int) -> bool:
         """Whether all ranks stop after this step. All ranks must call this once per step."""
-        if self._stop_at_step is not None and step >= self._stop_at_step:
+        if self.is_reached(step):
             return True
         if self._group is None:
             return self._asked.is_set()

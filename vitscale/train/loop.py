@@ -20,7 +20,9 @@ def train_loop(run: Run) -> TrainState:
     """
     state, plan, total = run.start, run.plan, run.config.train.num_samples
     clock, pending = StepClock(), PendingSteps(first_step=state.step)
-    while state.step < plan.num_steps:
+    if state.step < run.num_steps and run.stop.is_reached(state.step):
+        raise StopRequested(run.stopped_message(state))
+    while state.step < run.num_steps:
         with clock.waiting_for_data():
             batch = next(run.batches)
         if state.step == run.start.step:
@@ -33,7 +35,7 @@ def train_loop(run: Run) -> TrainState:
         clock.step_done()
 
         stop = run.stop.agreed(state.step)
-        last = stop or state.step == plan.num_steps
+        last = stop or state.step == run.num_steps
         evaluations = run.due_evaluations(state.step)
         save = last or state.step % run.config.checkpoint.every_steps == 0
         if save or evaluations or state.step % run.config.train.log_every_steps == 0:
@@ -43,7 +45,7 @@ def train_loop(run: Run) -> TrainState:
             run.evaluate(evaluation, state)
         if save:
             run.save(state)
-        if stop:
+        if stop and state.step < run.num_steps:
             raise StopRequested(run.stopped_message(state))
         clock.skip()
     return state

@@ -15,6 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 from vitscale.train.pictures import picture_grid
 from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepReport
 
+_SHOWN_AS_ERRORS = ("ended", "non_finite")
+"""Events whose message is also that of the error which ends the run, and which the command shows."""
+
 
 class _Silent:
     """An observer that ignores everything; each one below overrides what it shows."""
@@ -72,8 +75,9 @@ class ConsoleObserver(_Silent):
         self._line(f"step {report.step}  eval/{report.name}  {shown}")
 
     def on_event(self, event: Event) -> None:
-        """The event's message."""
-        self._line(event.message)
+        """The event's message, unless the command says the same as the run ends."""
+        if event.kind not in _SHOWN_AS_ERRORS:
+            self._line(event.message)
 
     def close(self) -> None:
         """Take the bar down."""

@@ -30,10 +30,11 @@ def picture_grid(images: Tensor, *, captions: Sequence[str]) -> Image.Image:
 
 
 def captions(batch: Batch, *, count: int, classes: Sequence[str] | None) -> list[str]:
-    """The class name, or the number where there are no names, of the first `count` samples; empty without labels."""
+    """The class name, or the number where it has no name, of the first `count` samples; empty without labels."""
     ids = batch["sample_id"][:count].tolist()
     labels = batch["label"][:count].tolist() if "label" in batch else [None] * len(ids)
-    return ["" if label is None else classes[label] if classes else str(label) for label in labels]
+    names = dict(enumerate(classes or ()))
+    return ["" if label is None else names.get(label, str(label)) for label in labels]
 
 
 def _tile(image: Tensor, caption: str) -> Image.Image:

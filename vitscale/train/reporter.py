@@ -36,9 +36,11 @@ class Reporter:
         self._newest_checkpoint = newest_checkpoint
         self._memory_bytes = memory_bytes
         self.last_values = dict(known_values)
+        self.last_step: int | None = None
 
     def progress(self, step: int) -> None:
         """A step was done."""
+        self.last_step = step
         for observer in self._observers:
             observer.on_progress(step)
 

@@ -13,10 +13,12 @@ from vitscale.run_config import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeDecision:
-    """`checkpoint` is None for a start from scratch; `messages` say from where and why not from something newer."""
+    """`checkpoint` is None for a start from scratch; `messages` say from where and why not from something newer, `changed`
+    are the settings that differ from the checkpoint's on request."""
 
     checkpoint: str | None
     messages: tuple[str, ...]
+    changed: tuple[str, ...] = ()
 
 
 def decide_resume(config: RunConfig, *, checkpoints: Path, allow_change: Collection[str]) -> ResumeDecision:
@@ -49,7 +51,7 @@ def decide_resume(config: RunConfig, *, checkpoints: Path, allow_change: Collect
         )
     accepted = tuple(f"changed on request: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items())
     origin = f"resuming from {found.checkpoint.name} (step {reader.manifest.step})"
-    return ResumeDecision(checkpoint=str(found.checkpoint), messages=(origin, *passed_over, *accepted))
+    return ResumeDecision(checkpoint=str(found.checkpoint), messages=(origin, *passed_over, *accepted), changed=tuple(changed))
 
 
 def changed_keys(previous: RunConfig, current: RunConfig) -> dict[str, tuple[object, object]]:

@@ -16,7 +16,7 @@ from vitscale.train.reporter import Reporter
 from vitscale.train.reports import InputPictures
 from vitscale.train.run_dir import RunDirectory
 from vitscale.train.sample_log import SampleLog
-from vitscale.train.state import TrainState, host_state
+from vitscale.train.state import TrainState, host_state, last_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,14 @@ class Run:
     sample_log: SampleLog
     stop: StopRequest
 
+    @property
+    def num_steps(self) -> int:
+        """The last step: the plan's, unless the run began with another global batch."""
+        return last_step(self.start, num_samples=self.config.train.num_samples, global_batch=self.plan.global_batch)
+
     def due_evaluations(self, step: int) -> list[Evaluation]:
         """The evaluations to run after this step; all of them after the last one."""
-        at_end = step == self.plan.num_steps
+        at_end = step == self.num_steps
         return [e for e in self.evaluations if at_end or (e.every_steps is not None and step % e.every_steps == 0)]
 
     def evaluate(self, evaluation: Evaluation, state: TrainState) -> None:
@@ -72,6 +77,6 @@ class Run:
     def stopped_message(self, state: TrainState) -> str:
         """What the user reads after a stop."""
         return (
-            f"{self.directory.root}: stopped on request after step {state.step} of {self.plan.num_steps}, everything saved."
+            f"{self.directory.root}: stopped on request after step {state.step} of {self.num_steps}, everything saved."
             " The same command goes on from there."
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitscale.config import UsageError
+from vitscale.config import ConfigError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,11 @@ class RunDirectory:
 def exclusive(directory: RunDirectory) -> Iterator[None]:
     """Hold the run directory's lock; the kernel releases it when this process dies, however it dies.
 
-    Raises `UsageError` naming the holder when another process has it.
+    Raises `UsageError` naming the holder when another process has it, `ConfigError` when the directory cannot be written.
     """
-    directory.root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(directory):
+        directory.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,6 +99,18 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing(directory: RunDirectory) -> Iterator[None]:
+    """Turn a failure to create or open files of the run directory into a `ConfigError` with the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"output: the run directory {directory.root} cannot be written: {error.filename or directory.root}:"
+            f" {error.strerror or error}. Set output to a folder in which this user may create files, on a disk with space."
+        ) from error
 
 
 def replace_text(path: Path, text: str) -> None:

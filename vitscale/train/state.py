@@ -21,6 +21,11 @@ class TrainState:
         return TrainState(step=self.step + 1, samples=self.samples + num_samples)
 
 
+def last_step(start: TrainState, *, num_samples: int, global_batch: int) -> int:
+    """The step at which a run of `num_samples` that goes on from `start` ends. Batches before `start` may have had another size."""
+    return start.step + max(0, num_samples - start.samples) // global_batch
+
+
 def host_state(state: TrainState, *, seed: int, data: dict[str, Any]) -> dict[str, Any]:
     """The JSON kept in a checkpoint. `data` identifies the data set and the order; the cursor counts samples over all epochs."""
     rng = {"scheme": "counter", "seed": seed, "keys": ["seed, epoch, sample id", "seed, step, rank", "seed, parameter name"]}
