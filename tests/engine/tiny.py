@@ -58,6 +58,7 @@ class TinyObjective(Objective):
         super().__init__()
         self.backbone = Backbone(width, depth)
         self.head = nn.Linear(width, CLASSES)
+        self.scale = nn.Parameter(torch.empty(1, CLASSES))  # the objective's own: ZeRO-3 must gather it for `predict` as well
         self.steps_seen: list[int] = []
         for name, parameter in self.named_parameters():
             set_init(parameter, zeros() if name.endswith("bias") else normal(0.3))
@@ -69,7 +70,7 @@ class TinyObjective(Objective):
 
     def predict(self, batch: Batch) -> Tensor:
         x_BND = batch["tokens"].to(self.backbone.pos_embed.dtype)
-        scores: Tensor = self.head(self.backbone(x_BND).mean(dim=1))
+        scores: Tensor = self.head(self.backbone(x_BND).mean(dim=1)) * (1.0 + self.scale)
         return scores
 
     def after_step(self, step: int) -> None:

@@ -104,8 +104,7 @@ class Engine:
         A gradient that is not finite changes neither weights nor moments, at every stage; the norm says so.
         """
         assert len(micro_batches) == self.config.accumulation, f"{len(micro_batches)} micro-batches, not {self.config.accumulation}"
-        # Random operations of a forward pass depend on this alone, so that a resume needs no generator state.
-        torch.manual_seed(counter_key(self._seed, "step", step, self._ranks.rank) >> 1)
+        self._seed_random_operations(step)
         outputs = [
             self._forward_backward(batch, step, last=number == self.config.accumulation)
             for number, batch in enumerate(micro_batches, start=1)
@@ -156,6 +155,14 @@ class Engine:
         engine = self._engine
         self.__dict__.clear()
         internals.destroy(engine)
+
+    def _seed_random_operations(self, step: int) -> None:
+        """Whatever a forward pass draws depends on this alone, so that a resume needs no generator state."""
+        key = counter_key(self._seed, "step", step, self._ranks.rank) >> 1
+        # Not torch.manual_seed: it records a stack trace for every backend that is not in use, milliseconds a step.
+        torch.default_generator.manual_seed(key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
 
     def _forward_backward(self, batch: Batch, step: int, *, last: bool) -> StepOutput:
         loss, metrics = self._engine("forward", self._to_device(batch), step)

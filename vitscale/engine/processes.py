@@ -59,7 +59,7 @@ def _make_group(device: str) -> None:
         dist.init_process_group(_BACKENDS[device])
     else:
         # A store in memory: no port that another run on this machine could hold.
-        dist.init_process_group(_BACKENDS[device], store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(_BACKENDS[device], store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
 
 def _configure_threads(device: str) -> None:
@@ -87,7 +87,7 @@ def _configure_logging() -> None:
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:  # not its subclasses, which write elsewhere
             handler.setStream(sys.stderr)  # stdout belongs to what the user asked for
     # torch renames two collectives that DeepSpeed 0.19 still calls by the old name, at each call.
     pattern = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
