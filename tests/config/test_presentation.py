@@ -3,6 +3,8 @@
 import pytest
 
 from vitscale.config import CheckpointError, ConfigError, DataError, StopRequested, UsageError, UserError
+from vitscale.config import presentation
+from vitscale.config.errors import Scope
 from vitscale.config.presentation import present_errors
 
 
@@ -45,3 +47,35 @@ def test_ctrl_c_exits_as_shells_expect(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_bug_passes_through() -> None:
     with pytest.raises(ZeroDivisionError), present_errors(debug=False):
         1 / 0  # noqa: B018
+
+
+SHOWN_BY = {"rank": {(0, 0), (1, 1), (2, 0), (3, 1)}, "node": {(0, 0), (2, 0)}, "run": {(0, 0)}}
+"""(rank, local rank) of the processes that show an error, of two machines with two processes each."""
+
+
+@pytest.mark.parametrize("scope", SHOWN_BY)
+@pytest.mark.parametrize(("rank", "local_rank"), sorted(SHOWN_BY["rank"]))
+def test_of_the_processes_that_raise_the_same_error_one_shows_it(
+    scope: Scope, rank: int, local_rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    waits: list[float] = []
+    monkeypatch.setattr(presentation.time, "sleep", waits.append)
+    error = DataError("broken")
+    error.scope = scope
+    with pytest.raises(SystemExit) as exit_info, present_errors(debug=False):
+        raise error
+    assert exit_info.value.code == 10
+    is_shown = (rank, local_rank) in SHOWN_BY[scope]
+    assert capsys.readouterr().err == ("error: broken\n" if is_shown else "")
+    # Else torchrun may end the process that shows it before it has.
+    assert waits == ([] if is_shown else [presentation.QUIET_SECONDS])
+
+
+def test_who_raises_an_error_by_itself() -> None:
+    scopes = {error("").scope: error for error in (DataError, ConfigError, StopRequested)}
+    assert set(scopes) == {"rank", "node", "run"}
+    retold = CheckpointError("inner")
+    retold.scope = "run"
+    assert (str(retold.retold("outer")), retold.retold("outer").scope) == ("outer", "run")
