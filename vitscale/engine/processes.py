@@ -88,7 +88,8 @@ def _configure_logging() -> None:
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:  # not its subclasses, which write elsewhere
-            handler.setStream(sys.stderr)  # stdout belongs to what the user asked for
+            # stdout belongs to what the user asked for. Not setStream: it flushes the old stream, which may be closed.
+            handler.stream = sys.stderr
     # torch renames two collectives that DeepSpeed 0.19 still calls by the old name, at each call.
     pattern = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", message=pattern, category=FutureWarning)
