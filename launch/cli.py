@@ -16,7 +16,9 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A run's YAML file.")]
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's YAML file.")]
-OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Settings to replace, for example optim.lr=1e-3.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Settings to replace, for example optim.lr=1e-3.")
+]
 WorkersOption = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Number of worker processes.")]
 AddressOption = Annotated[
     str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to join; default: RAY_ADDRESS, else one on this machine.")

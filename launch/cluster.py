@@ -40,16 +40,38 @@ def ray_cluster(*, address: str | None, num_cpus: int, show_workers: bool = True
     """Join the cluster at `address`, or start a local one with `num_cpus` logical CPUs, until the body ends.
 
     `show_workers` sends what the workers print to this console. `prepare_environment` must have been called before this
-    module was imported. SIGTERM ends the body with exit code 143. Raises `UsageError` when there is no such cluster.
+    module was imported. Ctrl-C ends the body with `KeyboardInterrupt`, SIGTERM with exit code 143. Raises `UsageError` when
+    there is no such cluster.
     """
-    _connect(address, num_cpus=num_cpus, show_workers=show_workers)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    termination = _Termination()
     try:
+        _connect(address, num_cpus=num_cpus, show_workers=show_workers)
+        signal.signal(signal.SIGTERM, termination)  # after Ray has set its own
         found = ray.cluster_resources()
         yield ClusterResources(num_cpus=int(found.get("CPU", 0)), num_gpus=int(found.get("GPU", 0)), is_local=address is None)
+    except SystemExit:
+        # Whatever a signal's handler raises while Ray waits comes out as SystemExit(1), or as 0 where Ray answered Ctrl-C by
+        # aborting the run. Nothing else leaves the body in this way.
+        if termination.asked:
+            raise SystemExit(_TERMINATED_EXIT_CODE) from None
+        raise KeyboardInterrupt from None
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Termination:
+    """The handler of SIGTERM: ends the program, and remembers that it did."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
+        """Python calls this in the main thread."""
+        self.asked = True
+        raise SystemExit(_TERMINATED_EXIT_CODE)
 
 
 def _connect(address: str | None, *, num_cpus: int, show_workers: bool) -> None:
@@ -77,7 +99,3 @@ def _connect(address: str | None, *, num_cpus: int, show_workers: bool) -> None:
             f"--address {address}: cannot join this Ray cluster: {reason} Start one with `ray start --head`, mind RAY_AUTH_MODE"
             " and the token on every machine, or leave out --address and RAY_ADDRESS for a cluster on this machine."
         ) from None
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  (a signal handler's arguments)
-    raise SystemExit(_TERMINATED_EXIT_CODE)

@@ -68,18 +68,21 @@ def training_error(error: BaseException, *, max_restarts: int) -> UserError:
         return found
     worker_failures: Mapping[int, BaseException] | None = getattr(error, "worker_failures", None)
     if not worker_failures:
-        return UserError(f"Ray could not run the workers: {_last_line(error)} See Ray's logs, by default below /tmp/ray/session_latest/logs.")
+        return UserError(f"Ray could not run the workers: {_last_line(error)} (Ray's logs lie in /tmp/ray/session_latest/logs)")
     failure = first_failure(worker_failures)
     restarts = f" after {max_restarts} restart{'s' if max_restarts > 1 else ''}" if max_restarts else ""
-    advice = "The same command goes on from the newest checkpoint; --max-restarts allows more restarts."
-    return UserError(
-        f"the worker of rank {failure.rank} failed{restarts}: {failure.reason}. {advice}" + (f"\n{failure.trace}" if failure.trace else "")
+    message = (
+        f"the worker of rank {failure.rank} failed{restarts}: {failure.reason}. The same command goes on from the newest checkpoint;"
+        " --max-restarts allows more restarts."
     )
+    return UserError(f"{message}\n{failure.trace}" if failure.trace else message)
 
 
 def find_user_error(error: BaseException) -> UserError | None:
     """The `UserError` inside the wrappers that Ray puts around what a worker, a controller or a trial raises."""
-    return next((found for found in _unwrap(error) if type(found).__module__ == UserError.__module__ and isinstance(found, UserError)), None)
+    # By module, since Ray also makes classes of its own that inherit from what a remote task raised.
+    ours = UserError.__module__
+    return next((found for found in _unwrap(error) if isinstance(found, UserError) and type(found).__module__ == ours), None)
 
 
 def first_failure(worker_exceptions: Mapping[int, BaseException]) -> WorkerFailure:

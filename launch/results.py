@@ -92,7 +92,7 @@ def results_markdown(sweep: Sweep, results: Sequence[TrialResult]) -> str:
     best = best_result(results, best=sweep.config.best)
     lines = [f"# {sweep.config.name}", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
     for row, result in zip(rows, results, strict=True):
-        lines.append(_markdown_row([f"**{cell}**" if result is best else cell for cell in row]))
+        lines.append(_markdown_row([f"**{cell}**" if result is best and cell else cell for cell in row]))
     return "\n".join(lines) + "\n"
 
 

@@ -106,7 +106,8 @@ def trial_name(values: Mapping[str, Value]) -> str:
 def describe_trials(sweep: Sweep) -> str:
     """The trials with their settings, one a line."""
     config = sweep.config
-    lines = [f"{sweep.folder}: {len(sweep.trials)} trials of {config.base}, {config.parallel_trials} at a time, {config.workers} workers each"]
+    workers = f"{config.workers} worker{'s' if config.workers > 1 else ''} each"
+    lines = [f"{sweep.folder}: {len(sweep.trials)} trials of {config.base}, {config.parallel_trials} at a time, {workers}"]
     lines += [f"{trial.name}: {' '.join(_assignments(trial.values))}" for trial in sweep.trials]
     return "\n".join(lines) + "\n"
 
@@ -138,7 +139,8 @@ def _problems(config: SweepConfig) -> Iterator[str]:
             yield f"grid.{key}: the same value is given twice"
     if config.plot is None:
         return
-    for field, key in (("x", config.plot.x), ("line", config.plot.line)):
+    for field in ("x", "line"):
+        key = getattr(config.plot, field)
         if key is not None and key not in config.grid:
             yield f"plot.{field}: {key!r} is not in the grid{_nearest(key, list(config.grid))}"
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in config.grid.get(config.plot.x, ())):

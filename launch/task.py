@@ -39,9 +39,7 @@ class TrainTask:
         return cls(**values)
 
 
-def make_task(
-    config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None, debug: bool = False
-) -> TrainTask:
+def make_task(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None, debug: bool = False) -> TrainTask:
     """The task of training `config` from the current directory."""
     return TrainTask(
         config=config.model_dump(mode="json"),

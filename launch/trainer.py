@@ -1,12 +1,9 @@
 """One training run as Ray Train workers: how many, with what resources, and how its end reaches the caller."""
 
-import contextlib
 import importlib
 import shutil
-import signal
-import threading
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,10 +80,11 @@ def run_training(task: TrainTask, *, run_dir: Path, workers: Workers, max_restar
     # start, because Ray silently goes on with what it remembers of a name that was used before.
     scratch, name = run_dir / ".ray", uuid.uuid4().hex
     callbacks: list[ray.train.UserCallback] = [RestartLedger(events=run_dir / "events.jsonl", max_restarts=max_restarts)]
+    scaling = ray.train.ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources)
     trainer = TorchTrainer(
         _train_in_worker,
         train_loop_config={"task": task.to_json()},
-        scaling_config=ray.train.ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=workers.resources),
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(scratch),
@@ -98,31 +96,13 @@ def run_training(task: TrainTask, *, run_dir: Path, workers: Workers, max_restar
         ),
     )
     try:
-        with _interruptible():
-            outcome = trainer.fit().return_value
+        outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise training_error(error, max_restarts=max_restarts) from error
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)
     assert isinstance(outcome, dict), "rank 0 returns how the run ended"
     return outcome
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C end `fit` as a `KeyboardInterrupt`: Ray aborts the run and leaves with 0, as if it had finished."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a trial: Ray then leaves the signals alone
-        return
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if not error.code:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _train_in_worker(config: dict[str, str]) -> dict[str, Any]:

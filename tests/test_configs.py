@@ -1,4 +1,4 @@
-"""Every YAML file in configs/ is a run that decodes and plans, and says at its top what it is and how to start it."""
+"""Every YAML file in configs/ is a run that decodes and plans, or a sweep, and says at its top what it is and how to start it."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 RUN_FOLDERS = ("pretrain", "finetune", "smoke")
 RUNS = [path for path in CONFIGS if path.parent.name in RUN_FOLDERS]
+SWEEPS = [path for path in CONFIGS if path.parent.name == "sweeps"]  # tests/launch/test_sweep.py reads them
 
 
 def name(path: Path) -> str:
@@ -20,7 +21,7 @@ def name(path: Path) -> str:
 
 def test_no_file_is_left_out() -> None:
     assert RUNS
-    assert [name(path) for path in CONFIGS if path not in RUNS] == []
+    assert [name(path) for path in CONFIGS if path not in RUNS + SWEEPS] == []
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
