@@ -7,8 +7,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.engine.tiny import TinyObjective, batch, micro_batches, tiny_engine
 from vitscale.engine import ema
-from vitscale.engine.engine import Engine
 from vitscale.engine.ema import WeightAverage
+from vitscale.engine.engine import Engine
 
 DECAY = 0.7
 

@@ -13,7 +13,9 @@ from vitscale.engine.materialise import materialise
 SCRIPT = Path(__file__).with_name("ranks_start.py")
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+)
 def test_masters_are_the_initial_values_exactly(stage: int, precision: str) -> None:
     engine = tiny_engine(stage=stage, precision=precision, seed=7)
     draw = initial(7)

@@ -56,8 +56,12 @@ def test_a_missing_gpu_is_the_users_to_mend() -> None:
         processes.init_process_group("cuda")
 
 
-@pytest.mark.parametrize(("local_ranks", "omp", "expected"), [("2", None, 4), ("3", None, 2), ("16", None, 1), ("2", "8", None), ("1", None, None)])
-def test_ranks_on_one_node_share_its_cores(monkeypatch: pytest.MonkeyPatch, local_ranks: str, omp: str | None, expected: int | None) -> None:
+@pytest.mark.parametrize(
+    ("local_ranks", "omp", "expected"), [("2", None, 4), ("3", None, 2), ("16", None, 1), ("2", "8", None), ("1", None, None)]
+)
+def test_ranks_on_one_node_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, local_ranks: str, omp: str | None, expected: int | None
+) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local_ranks)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if omp:
@@ -81,7 +85,9 @@ for stage in (0, 1, 2, 3):
 print(json.dumps(losses))
 """
     env = {name: value for name, value in os.environ.items() if name not in ("DS_ACCELERATOR", "PYTHONWARNINGS")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=env | {"PYTHONPATH": str(ROOT)}, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=env | {"PYTHONPATH": str(ROOT)}, check=True
+    )
     assert len(json.loads(done.stdout)) == 4, "standard output holds what the program printed and nothing else"
     assert done.stderr == ""
 

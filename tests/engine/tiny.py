@@ -24,7 +24,8 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        # No bias: the keys' has no gradient but rounding, of which Adam makes whole steps.
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.fc = nn.Linear(width, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:

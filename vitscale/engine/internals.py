@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 _VERSION = "0.19."
 
+# What ZeRO hangs on a parameter that refers to storage or to the engine.
+_ZERO_ATTRIBUTES = ("_z3_optimizer", "_zero_optimizer", "_hp_mapping", "ds_tensor", "all_gather", "partition", "partition_gradients")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -86,17 +89,23 @@ def global_grad_norm(engine: Any, *, device: torch.device) -> Tensor:
 
 
 def destroy(engine: Any) -> None:
-    """Free an engine, so that another can live in this process."""
-    root = engine.module
+    """Free an engine, so that another can live in this process. Its module is empty afterwards."""
+    root, zero = engine.module, engine.optimizer
     engine.destroy()
-    parameters = list(root.parameters())
     # ZeRO-3 keeps every root module it ever saw on a global stack.
     stack = parameter_offload.FWD_MODULE_STACK
     stack[:] = [module for module in stack if module is not root]
-    for parameter in parameters:
-        for name in ("_z3_optimizer", "_zero_optimizer", "_hp_mapping"):
+    # Hooks that torch holds out of the collector's sight keep parameters and through them the engine alive, so everything
+    # large is let go of by name.
+    for parameter in root.parameters():
+        for name in _ZERO_ATTRIBUTES:
             parameter.__dict__.pop(name, None)
-    engine.__dict__.clear()
+        parameter.grad = None
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    inner_optimizer(engine).state.clear()
+    for owner in (getattr(zero, "parameter_offload", None), zero, engine):
+        if owner is not None:
+            owner.__dict__.clear()
     gc.collect()
 
 
