@@ -19,8 +19,9 @@ from .sweep import Sweep, Trial
 from .task import TrainTask, make_task
 from .trainer import Workers, choose_workers, run_training
 
-# A trial only waits for its workers; Ray refuses 0.
+# A trial only waits for its workers; Ray refuses 0. All trials together share this many CPUs that no worker gets.
 _TRIAL_CPUS = 0.01
+_WAITING_CPUS = 1
 
 
 def run_sweep(sweep: Sweep, *, address: str | None, debug: bool = False) -> tuple[TrialResult, ...]:
@@ -58,8 +59,7 @@ def _run_trials(trials: list[Trial], *, sweep: Sweep, address: str | None, debug
     """Run the trials; returns the error of each that failed, by name."""
     config = sweep.config
     num_parallel = min(config.parallel_trials, len(trials))
-    # One more than the workers take, which the waiting trials share.
-    num_cpus = max(num_cores(), num_parallel * config.workers + 1)
+    num_cpus = max(num_cores(), num_parallel * config.workers) + _WAITING_CPUS
     scratch, name = sweep.folder / ".ray", uuid.uuid4().hex
     # Several runs' lines on one console are nobody's; each run has its own records.
     with ray_cluster(address=address, num_cpus=num_cpus, show_workers=debug) as cluster:

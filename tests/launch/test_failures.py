@@ -13,9 +13,11 @@ from vitscale.config import ConfigError, DataError, NonFiniteLossError, UserErro
 from vitscale_launch.failures import RestartLedger, find_user_error, first_failure, training_error
 
 DAMAGED = DataError("shard-0.tar: sample 45 is damaged")
-GLOO = UserExceptionWithTraceback(RuntimeError("x"), 'Traceback:\n  File "a.py"\nRuntimeError: [gloo/tcp/pair.cc:538] Connection closed by peer')
+GLOO = UserExceptionWithTraceback(
+    RuntimeError("x"), 'Traceback:\n  File "a.py"\nRuntimeError: [gloo/tcp/pair.cc:538] Connection closed by peer'
+)
 DIED = WorkerHealthCheckFailedError("Worker 1 failed its health check", ActorDiedError())
-BUG = UserExceptionWithTraceback(KeyError("x"), 'Traceback:\n  File "b.py", line 3\nKeyError: \'x\'')
+BUG = UserExceptionWithTraceback(KeyError("x"), "Traceback:\n  File \"b.py\", line 3\nKeyError: 'x'")
 
 
 def in_worker(error: BaseException) -> UserExceptionWithTraceback:

@@ -1,0 +1,89 @@
+"""The `vitscale-launch` command: fast help, dry runs, exit codes, and a fixed set of options."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tests.launch.test_sweep import write_sweep
+from tests.train.tiny_run import tiny_values
+from vitscale.config import dump_yaml
+from vitscale_launch.cli import app
+
+OPTIONS = {
+    "train": {"--workers", "--address", "--allow-change", "--stop-at", "--max-restarts", "--dry-run", "--debug"},
+    "tune": {"--address", "--dry-run", "--debug"},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(tiny_values(tmp_path)))
+    return str(tmp_path / "tiny.yaml")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom vitscale_launch.cli import app\n"
+        "heavy = {'torch', 'ray', 'matplotlib', 'deepspeed'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["tune"]])
+def test_help_explains_with_examples(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert ("vitscale-launch" in result.output) or not command
+    assert "Example" in result.output or not command
+
+
+def test_options_are_added_on_purpose() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {
+        name: {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
+        for name, command in commands.items()
+    }
+    assert found == OPTIONS
+
+
+def test_a_dry_run_prints_configuration_and_plan(config: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", config, "optim.lr=0.125", "--workers", "2", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "lr: 0.125" in result.output
+    assert "2 ranks x 8 images" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["optim.lrr=1"], 3, "did you mean 'lr'?"),
+        (["--workers", "3"], 3, "global_batch"),
+        (["model.image_size=9"], 3, "image_size"),
+        (["--workers", "0"], 2, "--workers"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_ray_starts(config: str, arguments: list[str], exit_code: int, message: str) -> None:
+    result = CliRunner().invoke(app, ["train", config, *arguments])
+    assert result.exit_code == exit_code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_sweeps_dry_run_lists_its_trials(tmp_path: Path) -> None:
+    path = str(write_sweep(tmp_path))
+    result = CliRunner().invoke(app, ["tune", path, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "6 trials" in result.output
+    assert "image_size-12_lr-0.001: model.image_size=12 optim.lr=0.001" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_sweep_is_one_paragraph(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["tune", str(write_sweep(tmp_path)), "worker=2"])
+    assert result.exit_code == 3
+    assert "did you mean 'workers'?" in result.output

@@ -1,0 +1,58 @@
+"""Joining a Ray cluster and leaving it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vitscale_launch.cluster import num_cores
+
+END_IN_BODY = """
+import os, signal, sys
+from vitscale_launch.environment import prepare_environment
+prepare_environment(local=True)
+from vitscale.config.presentation import present_errors
+from vitscale_launch import cluster
+import ray
+
+class Fake:  # stands for Ray, which turns what a handler raises while it waits into SystemExit(1)
+    LoggingConfig = ray.LoggingConfig
+    def init(self, **settings): signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def shutdown(self): print("left the cluster", flush=True)
+    def cluster_resources(self): return {"CPU": 2.0}
+
+cluster.ray = Fake()
+with present_errors(debug=False), cluster.ray_cluster(address=None, num_cpus=2) as found:
+    assert (found.num_cpus, found.num_gpus, found.is_local) == (2, 0, True)
+    try:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        signal.pause()
+    except BaseException:
+        raise SystemExit(1) from None
+"""
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    assert 1 <= num_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("name", "code", "last"), [("SIGTERM", 143, ""), ("SIGINT", 130, "interrupted")])
+def test_a_signal_leaves_the_cluster_and_is_told_by_the_exit_code(name: str, code: int, last: str) -> None:
+    done = subprocess.run([sys.executable, "-c", END_IN_BODY, name], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "left the cluster\n", done.stderr
+    assert done.returncode == code
+    assert done.stderr.strip().endswith(last)
+
+
+@pytest.mark.ray
+def test_an_address_without_a_cluster_is_a_usage_error() -> None:
+    program = (
+        "from vitscale_launch.environment import prepare_environment\nprepare_environment(local=False)\n"
+        "from vitscale.config import UsageError\nfrom vitscale_launch.cluster import ray_cluster\n"
+        "try:\n    with ray_cluster(address='127.0.0.1:1', num_cpus=1): pass\n"
+        "except UsageError as error: print(error)\n"
+    )
+    environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64, "RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert "--address 127.0.0.1:1: cannot join this Ray cluster" in done.stdout, done.stderr

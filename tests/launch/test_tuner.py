@@ -1,0 +1,49 @@
+"""A small sweep through Ray Tune: a failing trial keeps no other from running, finished ones are not repeated."""
+
+import contextlib
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.test_sweep import write_sweep
+from tests.train.tiny_run import events
+from vitscale.config import UserError
+from vitscale_launch import tuner
+from vitscale_launch.cluster import ClusterResources
+from vitscale_launch.sweep import load_sweep
+from vitscale_launch.tuner import run_sweep
+
+
+@contextlib.contextmanager
+def session_cluster(**settings: Any) -> Iterator[ClusterResources]:  # noqa: ARG001
+    """The cluster that all tests share, in place of one of the sweep's own."""
+    yield ClusterResources(num_cpus=4, num_gpus=0, is_local=True)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_runs_what_is_not_finished_and_tells_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuner, "ray_cluster", session_cluster)
+    path = write_sweep(
+        tmp_path, grid={"model.image_size": [8, 12], "data.path": ["shards", "later"]}, parallel_trials=2, plot={"x": "model.image_size"}
+    )
+    monkeypatch.chdir(tmp_path)
+    sweep = load_sweep(path)
+    with pytest.raises(UserError, match="2 of 4 trials failed"):
+        run_sweep(sweep, address=None)
+    rows = list(csv.DictReader((sweep.folder / "results.csv").open()))
+    assert [bool(row["eval/test/top1"]) for row in rows] == [True, False, True, False]
+    assert all("later" in row["error"] for row in rows if row["error"])
+    assert (sweep.folder / "metric.png").stat().st_size > 0
+
+    (tmp_path / "later").symlink_to("shards")
+    results = run_sweep(load_sweep(path), address=None)
+    assert [result.error for result in results] == [None] * 4
+    assert "4 trials, 2 of them finished already" in capsys.readouterr().out
+    for trial in sweep.trials:
+        assert len(events(trial.config.run_dir, "finished")) == 1
