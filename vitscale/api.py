@@ -45,15 +45,14 @@ def train(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step
     """
     try:
         with open_run(config, allow_change=allow_change, stop_at_step=stop_at_step) as run:
-            if run.start.step >= run.num_steps:
-                run.reporter.event("finished", step=run.start.step, message=f"{run.directory.root}: this run is finished already")
             try:
                 state = train_loop(run)
             except UserError as error:
                 step = run.start.step if run.reporter.last_step is None else run.reporter.last_step
                 run.reporter.event("ended", step=step, message=str(error), exit_code=error.exit_code)
                 raise
-            run.reporter.event("finished", step=state.step, message=f"{run.directory.root}: finished after step {state.step}")
+            already = " already, in an earlier start" if state == run.start else ""
+            run.reporter.event("finished", step=state.step, message=f"{run.directory.root}: finished after step {state.step}{already}")
             return TrainResult(run_dir=run.directory.root, step=state.step, samples=state.samples, values=run.reporter.last_values)
     finally:
         shutdown()

@@ -90,6 +90,8 @@ def _configure_logging() -> None:
         if type(handler) is logging.StreamHandler:  # not its subclasses, which write elsewhere
             # stdout belongs to what the user asked for. Not setStream: it flushes the old stream, which may be closed.
             handler.stream = sys.stderr
+            # Its warnings are in each rank's log file; what they mean for the run is reported by us.
+            handler.setLevel(logging.ERROR)
     # torch renames two collectives that DeepSpeed 0.19 still calls by the old name, at each call.
     pattern = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", message=pattern, category=FutureWarning)

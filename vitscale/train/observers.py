@@ -101,14 +101,7 @@ class JsonLinesObserver(_Silent):
 
     def on_step(self, report: StepReport) -> None:
         """All figures of a logged step."""
-        timing = {
-            "images_per_second": report.timing.images_per_second,
-            "data_wait_share": report.timing.data_wait_share,
-            "step_seconds_p50": report.timing.step_seconds_p50,
-            "step_seconds_p99": report.timing.step_seconds_p99,
-            "memory_gib": report.memory_gib,
-        }
-        _write_line(self._metrics, {"step": report.step, "samples": report.samples, **report.values, **timing})
+        _write_line(self._metrics, {"step": report.step, "samples": report.samples, **report.figures})
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """An evaluation's values under `eval/<name>/`."""

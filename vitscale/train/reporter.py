@@ -50,9 +50,9 @@ class Reporter:
         if found is not None:
             self._fail(found)
         values = summary.values | {"lr": lr}
-        self.last_values |= values
         gib = self._memory_bytes() / 2**30
         report = StepReport(step=state.step, samples=state.samples, values=values, timing=timing, memory_gib=gib)
+        self.last_values |= report.figures
         for observer in self._observers:
             observer.on_step(report)
 

@@ -1,7 +1,7 @@
 """The values that the loop hands to observers: frozen, plain numbers, nothing to write back to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -26,6 +26,11 @@ class StepReport:
     values: dict[str, float]
     timing: Timing
     memory_gib: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Everything that was measured, as metrics.jsonl has it."""
+        return {**self.values, **asdict(self.timing), "memory_gib": self.memory_gib}
 
 
 @dataclass(frozen=True, kw_only=True)
