@@ -1,18 +1,28 @@
-"""What the engine costs over the bare torch step: both train the same ViT on the same batch, in turn, in one process.
+"""What the engine, and the engine with the training loop, cost over the bare torch step, in turn, in one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/engine_overhead.py --stages 0 1 2 3 --rounds 40
+    OMP_NUM_THREADS=1 python benchmarks/engine_overhead.py --stages 0 1 2 3
+    OMP_NUM_THREADS=1 python benchmarks/engine_overhead.py --stages 1 --trainer
 
-The bare step is forward, backward and fused AdamW, with clipping if `--clip` is given. Each round times every arm once,
-every other round in reverse; the ratio is the median over the rounds of an arm's time to the bare step's of that round.
+The bare step is forward, backward and fused AdamW, with clipping if `--clip` is given, on one batch that stays the same; so do
+the engines. The trainer is `train_loop` at ZeRO-1 with everything that goes with it: loader process, logging every 10 steps,
+TensorBoard, and a checkpoint at the end of its turn. Each round gives every arm a turn of `--steps` steps, every other round
+in reverse; the ratio is the median over the rounds of an arm's time to the bare step's in that round.
 """
 
 import argparse
+import contextlib
+import io
+import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from vitscale.config import decode
 from vitscale.data.types import Batch
 from vitscale.engine.deepspeed_config import EngineConfig
 from vitscale.engine.engine import Engine, build_engine
@@ -21,6 +31,11 @@ from vitscale.models import ViTConfig
 from vitscale.nn.init import initial_value
 from vitscale.objectives.supervised import Supervised, SupervisedConfig
 from vitscale.optim.groups import parameter_groups
+from vitscale.run_config import RunConfig
+from vitscale.train.build import open_run
+from vitscale.train.loop import train_loop
+from vitscale_data_tools.fetch import SAMPLE_FOLDER
+from vitscale_data_tools.pack import PackRequest, pack
 
 LR = 1e-4
 
@@ -33,19 +48,24 @@ def main() -> None:
     batch = {"image": image, "label": torch.randint(0, 10, (args.batch,), generator=generator)}
     engines = {f"zero-{stage}": _engine(args, stage=stage) for stage in args.stages}
     arms = {"bare": _bare(args, batch)} | {name: _stepper(engine, batch) for name, engine in engines.items()}
-    for step in arms.values():
-        step(0)
-        step(1)
-    _report(_measure(arms, rounds=args.rounds), args)
-    for engine in engines.values():
-        engine.close()
+    turns = {name: _turn(step, num_steps=args.steps) for name, step in arms.items()}
+    with contextlib.ExitStack() as stack:
+        if args.trainer:
+            turns["trainer"] = _trainer(args, stack=stack)
+        for turn in turns.values():
+            turn()
+        _report(_measure(turns, rounds=args.rounds), args)
+        for engine in engines.values():
+            engine.close()
     shutdown()
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--trainer", action="store_true")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=6)
@@ -107,26 +127,66 @@ def _bare(args: argparse.Namespace, batch: Batch) -> Callable[[int], None]:
     return step
 
 
-def _measure(arms: dict[str, Callable[[int], None]], *, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def _turn(step: Callable[[int], None], *, num_steps: int) -> Callable[[], None]:
+    numbers = itertools.count()
+
+    def turn() -> None:
+        for _ in range(num_steps):
+            step(next(numbers))
+
+    return turn
+
+
+def _trainer(args: argparse.Namespace, *, stack: contextlib.ExitStack) -> Callable[[], None]:
+    """A whole run on the sample of Fashion-MNIST that comes with the package, advanced by `--steps` steps per turn."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    pack(PackRequest(source="fashion-mnist", input=SAMPLE_FOLDER, output=folder / "shards"))
+    model = {"kind": "vit", "image_size": 28, "num_channels": 1, "num_heads": 4}
+    values = {
+        "name": "overhead",
+        "output": str(folder),
+        "model": model | {"patch_size": args.patch, "width": args.width, "depth": args.depth},
+        "objective": {"kind": "supervised", "num_classes": 10},
+        "data": {"path": str(folder / "shards" / "train")},
+        "optim": {"lr": LR, "weight_decay": 0.05, "clip_grad_norm": args.clip, "ema_decay": args.ema},
+        "train": {"num_samples": args.batch * 10**6, "global_batch": args.batch},
+        "parallel": {"device": "cpu", "zero_stage": 1, "micro_batch": args.batch},
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = stack.enter_context(open_run(decode(RunConfig, values=values, source="benchmark")))
+    state = run.start
+
+    def turn() -> None:
+        nonlocal state
+        train = run.config.train.model_copy(update={"num_samples": state.samples + args.steps * args.batch})
+        part = replace(run, start=state, config=run.config.model_copy(update={"train": train}))
+        with contextlib.redirect_stdout(io.StringIO()):
+            state = train_loop(part)
+
+    return turn
+
+
+def _measure(turns: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """(wall, CPU) seconds of every arm and round."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for number in range(rounds):
-        order = list(arms) if number % 2 == 0 else list(arms)[::-1]
+        order = list(turns) if number % 2 == 0 else list(turns)[::-1]
         for name in order:
             wall, cpu = time.perf_counter(), time.process_time()
-            arms[name](number + 2)
+            turns[name]()
             seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     return seconds
 
 
 def _report(seconds: dict[str, list[tuple[float, float]]], args: argparse.Namespace) -> None:
-    print(f"ViT width {args.width} depth {args.depth} patch {args.patch} at 28 px, batch {args.batch}, {args.rounds} rounds")
+    model = f"ViT width {args.width} depth {args.depth} patch {args.patch} at 28 px"
+    print(f"{model}, batch {args.batch}, {args.rounds} rounds of {args.steps} steps")
     for name, times in seconds.items():
         pairs = list(zip(times, seconds["bare"], strict=True))
         wall = statistics.median(mine[0] / bare[0] for mine, bare in pairs)
         cpu = statistics.median(mine[1] / bare[1] for mine, bare in pairs)
-        milliseconds = 1e3 * statistics.median(mine[0] for mine in times)
-        print(f"{name:8s} {milliseconds:8.1f} ms   wall x{wall:.3f}   cpu x{cpu:.3f}")
+        milliseconds = 1e3 * statistics.median(mine[0] for mine in times) / args.steps
+        print(f"{name:8s} {milliseconds:8.1f} ms a step   wall x{wall:.3f}   cpu x{cpu:.3f}")
 
 
 if __name__ == "__main__":
