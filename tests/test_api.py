@@ -30,6 +30,7 @@ from tests.train.tiny_run import (
 )
 from vitscale import api
 from vitscale.config import ConfigError, StopRequested, dump_yaml
+from vitscale.run_config import RunConfig
 
 LONG_RUN = ("name=long", "train.num_samples=3200", "checkpoint.every_steps=100000")
 
@@ -76,25 +77,28 @@ def test_a_stop_is_in_the_ledger_with_its_step(tmp_path: Path) -> None:
 @pytest.mark.dist
 def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(tmp_path: Path) -> None:
     pack_tiny(tmp_path)
-    stopped = run_ranks(Path(__file__), tmp_path, 1, num_ranks=2)
-    step = stopped[0]["step"]
-    assert stopped == [{"exit_code": 75, "step": step}] * 2
+    stopped = run_ranks(Path(__file__), tmp_path, 1, "long", num_ranks=2)
+    step = stopped[0][0]["step"]
+    assert stopped == [[{"exit_code": 75, "step": step}]] * 2
     run_dir = tiny_config(tmp_path, *LONG_RUN).run_dir
     assert 3 < step < 200
     assert max(sample_ids(run_dir)) == step
     assert {len(batch) for batch in sample_ids(run_dir).values()} == {16}
     assert [folder.name for folder in (run_dir / "checkpoints").iterdir()] == [f"step-{step:08d}"]
-    assert run_ranks(Path(__file__), tmp_path, "nobody", num_ranks=2) == [{"exit_code": 0, "step": 200}] * 2
     whole = tiny_config(tmp_path, *LONG_RUN, "name=whole")
-    assert run_ranks(Path(__file__), tmp_path, "nobody", "name=whole", num_ranks=2) == [{"exit_code": 0, "step": 200}] * 2
+    finished = {"exit_code": 0, "step": 200}
+    assert run_ranks(Path(__file__), tmp_path, "nobody", "long", "whole", num_ranks=2) == [[finished, finished]] * 2
     assert losses(run_dir) == losses(whole.run_dir)
     assert_equal_tensors(checkpoint_tensors(run_dir, step=200), checkpoint_tensors(whole.run_dir, step=200))
 
 
-def main() -> dict[str, Any]:
-    """Train; the rank that is named gets SIGTERM after some steps."""
-    root, receiver, *overrides = sys.argv[1:]
-    config = tiny_config(Path(root), *LONG_RUN, *overrides)
+def main() -> list[dict[str, Any]]:
+    """Train the named runs one after the other; the rank that is named gets SIGTERM after some steps of each."""
+    root, receiver, *names = sys.argv[1:]
+    return [train(tiny_config(Path(root), *LONG_RUN, f"name={name}"), receiver=receiver) for name in names]
+
+
+def train(config: RunConfig, *, receiver: str) -> dict[str, Any]:
     if os.environ["RANK"] == receiver:
         threading.Thread(target=_signal_after_steps, args=(config.run_dir,), daemon=True).start()
     try:

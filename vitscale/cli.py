@@ -67,7 +67,10 @@ def evaluate(
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run the configuration's evaluations on a checkpoint and print the results as JSON."""
+    """Evaluate a checkpoint and print the results as JSON.
+
+    Runs every evaluation of the configuration, in the processes it finds: one, or those of torchrun.
+    """
     with present_errors(debug=debug):
         import json
 

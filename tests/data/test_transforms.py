@@ -183,6 +183,15 @@ def test_refuses_a_label_that_is_no_class_index(text: bytes) -> None:
         read_label(sample_of(smooth(4, 4), text))
 
 
+def test_refuses_a_label_beyond_the_classes() -> None:
+    assert read_label(sample_of(smooth(4, 4), b"9"), num_classes=10) == 9
+    with pytest.raises(DataError, match=r"train-00000.tar: the label of sample 'k' is 10, but the model has 10 classes \(0 to 9\)"):
+        read_label(sample_of(smooth(4, 4), b"10"), num_classes=10)
+    transform = TrainTransform(image_size=4, num_channels=1, augment=AugmentConfig(), num_classes=10)
+    with pytest.raises(DataError, match="the model has 10 classes"):
+        transform(sample_of(smooth(4, 4), b"10"), CounterRng(0))
+
+
 def test_refuses_a_sample_without_a_label() -> None:
     bare = RawSample(sample_id=0, epoch=0, key="k", shard="train-00000.tar", members={"png": memoryview(b"")})
     with pytest.raises(DataError, match=r"sample 'k' has no label: expected a member 'cls', found \['png'\]"):

@@ -13,6 +13,7 @@ def test_a_step_given_beforehand_stops_there() -> None:
     stop = StopRequest(stop_at_step=3)
     try:
         assert [stop.agreed(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
+        assert [stop.is_reached(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
     finally:
         stop.close()
 

@@ -90,3 +90,12 @@ def test_console_prints_plain_lines_where_there_is_no_terminal(capsys: pytest.Ca
         "step 20  eval/test  top1 0.8750  num_samples 10000",
         "saved checkpoint",
     ]
+
+
+@pytest.mark.parametrize("kind", ["ended", "non_finite"])
+def test_console_leaves_to_the_command_what_it_says_at_the_end(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    observer = ConsoleObserver(num_steps=10, start_step=0)
+    for shown in (kind, "finished"):
+        observer.on_event(Event(kind=shown, step=3, message=f"the message of {shown}"))
+    observer.close()
+    assert capsys.readouterr().out == "the message of finished\n"
