@@ -1,11 +1,15 @@
 """Joining a Ray cluster and leaving it."""
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import pytest
+import ray
 
+from vitscale.config import UsageError
+from vitscale_launch import cluster
 from vitscale_launch.cluster import num_cores
 
 END_IN_BODY = """
@@ -45,14 +49,28 @@ def test_a_signal_leaves_the_cluster_and_is_told_by_the_exit_code(name: str, cod
     assert done.stderr.strip().endswith(last)
 
 
-@pytest.mark.ray
-def test_an_address_without_a_cluster_is_a_usage_error() -> None:
-    program = (
-        "from vitscale_launch.environment import prepare_environment\nprepare_environment(local=False)\n"
-        "from vitscale.config import UsageError\nfrom vitscale_launch.cluster import ray_cluster\n"
-        "try:\n    with ray_cluster(address='127.0.0.1:1', num_cpus=1): pass\n"
-        "except UsageError as error: print(error)\n"
-    )
-    environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64, "RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_NUM_REDIS_GET_RETRIES": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
-    assert "--address 127.0.0.1:1: cannot join this Ray cluster" in done.stdout, done.stderr
+class Refusing:
+    """Stands for Ray where no cluster answers."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def init(self, **settings: object) -> None:
+        assert settings["address"] == "10.0.0.1:6379"
+        raise self.error
+
+    def shutdown(self) -> None:
+        """Nothing to leave."""
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no answer"), ray.exceptions.AuthenticationError("no answer")])
+def test_an_address_without_a_cluster_is_a_usage_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ray", Refusing(error))
+    with pytest.raises(UsageError, match=r"--address 10\.0\.0\.1:6379: cannot join this Ray cluster: .*no answer"), enter("10.0.0.1:6379"):
+        pass
+
+
+def enter(address: str) -> contextlib.AbstractContextManager[cluster.ClusterResources]:
+    return cluster.ray_cluster(address=address, num_cpus=1)

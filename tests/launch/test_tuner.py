@@ -30,20 +30,20 @@ def test_a_sweep_runs_what_is_not_finished_and_tells_what_failed(
 ) -> None:
     monkeypatch.setattr(tuner, "ray_cluster", session_cluster)
     path = write_sweep(
-        tmp_path, grid={"model.image_size": [8, 12], "data.path": ["shards", "later"]}, parallel_trials=2, plot={"x": "model.image_size"}
+        tmp_path, grid={"model.image_size": [12], "data.path": ["shards", "later"]}, parallel_trials=2, plot={"x": "model.image_size"}
     )
     monkeypatch.chdir(tmp_path)
     sweep = load_sweep(path)
-    with pytest.raises(UserError, match="2 of 4 trials failed"):
+    with pytest.raises(UserError, match="1 of 2 trials failed"):
         run_sweep(sweep, address=None)
     rows = list(csv.DictReader((sweep.folder / "results.csv").open()))
-    assert [bool(row["eval/test/top1"]) for row in rows] == [True, False, True, False]
+    assert [bool(row["eval/test/top1"]) for row in rows] == [True, False]
     assert all("later" in row["error"] for row in rows if row["error"])
     assert (sweep.folder / "metric.png").stat().st_size > 0
 
     (tmp_path / "later").symlink_to("shards")
     results = run_sweep(load_sweep(path), address=None)
-    assert [result.error for result in results] == [None] * 4
-    assert "4 trials, 2 of them finished already" in capsys.readouterr().out
+    assert [result.error for result in results] == [None] * 2
+    assert "2 trials, 1 of them finished already" in capsys.readouterr().out
     for trial in sweep.trials:
         assert len(events(trial.config.run_dir, "finished")) == 1
