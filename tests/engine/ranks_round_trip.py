@@ -22,24 +22,21 @@ def main() -> None:
 
 
 def _round_trips(settings: list[Setting], *, accumulation: int = 1) -> dict[str, Any]:
-    """Every setting's state restored into every setting, in an engine of another seed that was used before."""
+    """Every setting's state restored into every setting, in an engine of another seed that was used before each time."""
     sources = {setting: _source(setting, accumulation) for setting in settings}
     results = {}
     for target in settings:
+        engine = build(target, seed=1, accumulation=accumulation)
         for source, (state, steps, losses) in sources.items():
-            engine = build(target, seed=1, accumulation=accumulation)
             take_step(engine, 77, accumulation)
             engine.predict(batch(50))
+            assert not any(torch.equal(value, state[name]) for name, value in gather(engine).items())
             restore(engine, state, steps)
-            equal = all(torch.equal(value, state[key]) for key, value in gather(engine).items())
+            equal = all(torch.equal(value, state[name]) for name, value in gather(engine).items())
             continued = [take_step(engine, step, accumulation)[0] for step in (3, 4)]
-            results[f"{key(source)} -> {key(target)}"] = {
-                "equal": equal,
-                "losses": losses,
-                "continued": continued,
-                "steps": engine.store.optimizer_steps(),
-            }
-            engine.close()
+            steps_taken = engine.store.optimizer_steps()
+            results[f"{key(source)} -> {key(target)}"] = {"equal": equal, "losses": losses, "continued": continued, "steps": steps_taken}
+        engine.close()
     return results
 
 

@@ -48,8 +48,7 @@ def weights(engine: Engine) -> dict[str, Tensor]:
     return {f.name: f.values.clone().reshape(f.shape) for f in engine.store.held() if f.kind == "weight"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("clip", [None, 0.3, 100.0])
+@pytest.mark.parametrize(("stage", "clip"), [(0, 0.3), (1, 0.3), (2, 0.3), (3, 0.3), (0, None), (1, None), (3, 100.0)])
 def test_steps_equal_plain_torch(stage: int, clip: float | None) -> None:
     settings = {"weight_decay": 0.3, "eps": 1e-6}
     engine = tiny_engine(stage=stage, clip_grad_norm=clip, beta1=0.8, beta2=0.95, **settings)
@@ -85,8 +84,8 @@ def test_weight_decay_reaches_kernels_only() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulation_changes_nothing_but_rounding(stage: int, accumulation: int) -> None:
+def test_accumulation_changes_nothing_but_rounding(stage: int) -> None:
+    accumulation = 4
     whole = tiny_engine(stage=stage, clip_grad_norm=0.5)
     split = tiny_engine(stage=stage, clip_grad_norm=0.5, micro_batch=8 // accumulation, accumulation=accumulation)
     for step in range(3):
@@ -101,8 +100,19 @@ def test_accumulation_changes_nothing_but_rounding(stage: int, accumulation: int
     split.close()
 
 
-@pytest.mark.parametrize(("stage", "precision"), [*((stage, "fp32") for stage in STAGES), (1, "bf16"), (2, "bf16"), (3, "bf16")])
-@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(
+    ("stage", "precision", "clip"),
+    [
+        (0, "fp32", None),
+        (0, "fp32", 1.0),
+        (1, "fp32", None),
+        (2, "fp32", 1.0),
+        (3, "fp32", 1.0),
+        (1, "bf16", None),
+        (2, "bf16", 1.0),
+        (3, "bf16", 1.0),
+    ],
+)
 def test_a_gradient_that_is_not_finite_changes_nothing(stage: int, precision: str, clip: float | None) -> None:
     engine = tiny_engine(stage=stage, precision=precision, clip_grad_norm=clip)
     engine.train_step(micro_batches(0), step=0, lr=1e-2)
