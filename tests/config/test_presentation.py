@@ -2,8 +2,7 @@
 
 import pytest
 
-from vitscale.config import CheckpointError, ConfigError, DataError, StopRequested, UsageError, UserError
-from vitscale.config import presentation
+from vitscale.config import CheckpointError, ConfigError, DataError, StopRequested, UsageError, UserError, presentation
 from vitscale.config.errors import Scope
 from vitscale.config.presentation import present_errors
 

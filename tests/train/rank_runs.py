@@ -13,7 +13,6 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.train.tiny_run import tiny_config
-
 from vitscale import api
 from vitscale.config import StopRequested
 from vitscale.train.build import open_run
