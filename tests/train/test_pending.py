@@ -11,7 +11,7 @@ def metrics(loss: float, top1: float, norm: float) -> StepMetrics:
 
 
 def test_collect_averages_and_numbers_the_steps() -> None:
-    pending = PendingSteps(first_step=10)
+    pending = PendingSteps(steps_done=10)
     pending.add(metrics(1.0, 0.5, 2.0))
     pending.add(metrics(3.0, 0.7, 4.0))
     summary = pending.collect()

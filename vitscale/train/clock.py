@@ -8,7 +8,10 @@ from vitscale.train.reports import Timing
 
 
 class StepClock:
-    """Times whole steps and the part of each spent waiting for data. Evaluations and saves are not counted."""
+    """Times whole steps and the part of each spent waiting for data. Evaluations and saves are not counted.
+
+    A GPU may lag behind the host. Then a step that waits for it takes the time of those before, and only sums are exact.
+    """
 
     def __init__(self) -> None:
         self._step_seconds: list[float] = []

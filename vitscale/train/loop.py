@@ -19,7 +19,7 @@ def train_loop(run: Run) -> TrainState:
     Raises `StopRequested` after a stop with everything saved, `NonFiniteLossError` at a loss that is NaN or infinite.
     """
     state, plan, total = run.start, run.plan, run.config.train.num_samples
-    clock, pending = StepClock(), PendingSteps(first_step=state.step)
+    clock, pending = StepClock(), PendingSteps(steps_done=state.step)
     if state.step < run.num_steps and run.stop.is_reached(state.step):
         raise StopRequested(run.stopped_message(state))
     while state.step < run.num_steps:
@@ -32,15 +32,18 @@ def train_loop(run: Run) -> TrainState:
         state = state.advance(plan.global_batch)
         run.sample_log.write(state.step, batch["sample_id"])
         run.reporter.progress(state.step)
-        clock.step_done()
 
         stop = run.stop.agreed(state.step)
         last = stop or state.step == run.num_steps
         evaluations = run.due_evaluations(state.step)
         save = last or state.step % run.config.checkpoint.every_steps == 0
-        if save or evaluations or state.step % run.config.train.log_every_steps == 0:
+        report = save or evaluations or state.step % run.config.train.log_every_steps == 0
+        # The one wait for the device. What a GPU still has to do of these steps is part of their time.
+        summary = pending.collect() if report else None
+        clock.step_done()
+        if summary is not None:
             # Before anything is kept: a loss that is not finite raises here.
-            run.reporter.steps(state, pending.collect(), lr=rate, timing=clock.collect(images_per_step=plan.global_batch))
+            run.reporter.steps(state, summary, lr=rate, timing=clock.collect(images_per_step=plan.global_batch))
         for evaluation in evaluations:
             run.evaluate(evaluation, state)
         if save:

@@ -24,8 +24,8 @@ class StepSummary:
 class PendingSteps:
     """Collects each step's device scalars; one all-reduce and one copy to the host per report."""
 
-    def __init__(self, *, first_step: int) -> None:
-        self._next_step = first_step + 1
+    def __init__(self, *, steps_done: int) -> None:
+        self._next_step = steps_done + 1
         self._steps: list[StepMetrics] = []
 
     def add(self, metrics: StepMetrics) -> None:

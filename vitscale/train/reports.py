@@ -19,7 +19,8 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What is known at a logged step. `values` are means over the ranks and over the steps since the last report."""
+    """What is known at a logged step. `values` are means over the ranks and over the steps since the last
+    report, but for `loss_max`, the greatest loss of these steps, and `lr`, the rate of this one."""
 
     step: int
     samples: int
@@ -45,7 +46,7 @@ class EvaluationReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to the run, for the ledger: start, resume, save, evaluation, stop, failure."""
+    """Something that happened to the run, for the ledger: start, resume, save, restart, stop, failure."""
 
     kind: str
     step: int
@@ -55,7 +56,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class InputPictures:
-    """Augmented inputs as the model gets them before normalisation: `images` uint8 (B, C, H, W) and a caption for each."""
+    """Augmented inputs as the loader hands them over, before mixing and normalisation: `images` uint8 (B, C, H, W), a caption for each."""
 
     step: int
     images: Tensor

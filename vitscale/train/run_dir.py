@@ -40,7 +40,7 @@ class RunDirectory:
 
     @property
     def events(self) -> Path:
-        """The ledger: starts, saves, evaluations, stops. Only ever appended to."""
+        """The ledger: starts, decisions, saves, restarts, stops. Only ever appended to."""
         return self.root / "events.jsonl"
 
     @property
