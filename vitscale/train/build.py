@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,12 +15,13 @@ from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.order import Order
 from vitscale.dist.agreement import on_every_rank, on_main
+from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import Ranks
 from vitscale.engine.deepspeed_config import EngineConfig
 from vitscale.engine.engine import Engine, build_engine
 from vitscale.engine.processes import init_process_group
 from vitscale.objectives.base import Objective
-from vitscale.plan.cluster import detect_cluster
+from vitscale.plan.cluster import Cluster, detect_cluster
 from vitscale.plan.plan import Plan, make_plan, resolve
 from vitscale.run_config import RunConfig, dump_run_config
 from vitscale.train.environment import environment_json, start_rank_log, stop_rank_log
@@ -49,7 +51,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
     """
     cluster = detect_cluster(device=config.parallel.device, world_size=1)
     ranks = init_process_group(cluster.device)
-    plan = make_plan(config, cluster=detect_cluster(device=config.parallel.device, world_size=ranks.world_size))
+    plan = make_plan(config, cluster=_agreed(detect_cluster(device=config.parallel.device, world_size=ranks.world_size)))
     config = resolve(config, plan=plan)
     directory = RunDirectory(root=config.run_dir)
     with contextlib.ExitStack() as stack:
@@ -89,6 +91,11 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
             sample_log=sample_log,
             stop=stop,
         )
+
+
+def _agreed(cluster: Cluster) -> Cluster:
+    """With the memory of the rank that has least: ranks that planned another micro-batch would wait for each other for ever."""
+    return replace(cluster, memory_bytes=min(gather_json(cluster.memory_bytes)))
 
 
 def _start_log(directory: RunDirectory, *, rank: int, stack: contextlib.ExitStack) -> None:
