@@ -16,6 +16,11 @@ from vitscale.optim.config import OptimConfig, RsqrtConfig, WsdConfig
 from vitscale.weights.transfer import InitFromConfig
 
 Auto = Literal["auto"]
+Precision = Literal["fp32", "bf16"]
+ZeroStage = Literal[0, 1, 2, 3]
+RecomputeMode = Literal["none", "selective", "full"]
+
+_CHANNELS_OF_IMAGES = (1, 3)
 
 
 class ParallelConfig(Config):
@@ -23,13 +28,13 @@ class ParallelConfig(Config):
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=OPERATIONAL)
     """Where the model runs. auto: cuda where a GPU is present, else cpu."""
-    precision: Literal["fp32", "bf16"] | Auto = "auto"
+    precision: Precision | Auto = "auto"
     """Compute type of weights and activations; master weights and optimizer state are fp32 in either. auto: bf16 on cuda, fp32 on cpu."""
-    zero_stage: Literal[0, 1, 2, 3] | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
+    zero_stage: ZeroStage | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
     """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights. auto: 1, or 3 where 1 does not fit."""
     micro_batch: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
     """Samples per rank and forward pass. auto: the largest divisor of the rank's share that fits the device's memory."""
-    recompute: Literal["none", "selective", "full"] = Field(default="none", json_schema_extra=OPERATIONAL)
+    recompute: RecomputeMode = Field(default="none", json_schema_extra=OPERATIONAL)
     """Activation checkpointing: none; selective keeps the results of matrix products; full keeps each block's input only."""
     recompute_every: int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Apply `recompute` to every n-th block."""
@@ -103,10 +108,24 @@ def dump_run_config(config: RunConfig) -> str:
 
 def problems(config: RunConfig) -> Iterator[str]:
     """Everything that is wrong between sections, each with the dotted path and the remedy."""
+    yield from _image_problems(config)
     yield from _batch_problems(config)
     yield from _schedule_problems(config)
     yield from _parallel_problems(config.parallel)
     yield from _average_problems(config)
+
+
+def precision_problem(*, precision: Precision | Auto, zero_stage: ZeroStage | Auto) -> str | None:
+    """Why a stage trains wrongly in a precision, with path and remedy; None where it does not, or where either is still open."""
+    if precision != "bf16" or zero_stage != 0:
+        return None
+    return "parallel.zero_stage: 0 with precision bf16 takes a wrong first Adam step in DeepSpeed 0.19; use stage 1, 2 or 3, or fp32"
+
+
+def _image_problems(config: RunConfig) -> Iterator[str]:
+    channels = config.model.num_channels
+    if channels not in _CHANNELS_OF_IMAGES:
+        yield f"model.num_channels: images are read as grey (1 channel) or colour (3), not with {channels} channels"
 
 
 def _batch_problems(config: RunConfig) -> Iterator[str]:
@@ -137,8 +156,9 @@ def _schedule_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _parallel_problems(parallel: ParallelConfig) -> Iterator[str]:
-    if parallel.precision == "bf16" and parallel.zero_stage == 0:
-        yield "parallel.zero_stage: 0 with precision bf16 takes a wrong first Adam step in DeepSpeed 0.19; use stage 1, 2 or 3"
+    wrong_step = precision_problem(precision=parallel.precision, zero_stage=parallel.zero_stage)
+    if wrong_step is not None:
+        yield wrong_step
     if parallel.recompute == "none" and parallel.recompute_every != 1:
         yield f"parallel.recompute_every: {parallel.recompute_every} has no effect with recompute none; set recompute, or leave it out"
 

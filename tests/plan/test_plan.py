@@ -68,8 +68,9 @@ def test_lanes_do_not_depend_on_the_cluster() -> None:
     [
         (["train.global_batch=100"], GPU, r"train.global_batch: 100 does not divide among 8 ranks; use 96 or 104"),
         (["parallel.micro_batch=24"], GPU, r"parallel.micro_batch: 24 does not divide the 128 samples"),
-        (["parallel.zero_stage=0"], GPU, r"parallel.zero_stage: 0 in bf16"),
-        (["train.global_batch=8", "objective.mixup_alpha=0.2"], GPU, r"must be even"),
+        (["parallel.zero_stage=0"], GPU, r"parallel.zero_stage: 0 with precision bf16"),
+        (["train.global_batch=8", "objective.mixup_alpha=0.2"], GPU, r"train.global_batch: .* the 1 samples of each of 8 ranks"),
+        (["parallel.micro_batch=1", "objective.mixup_alpha=0.2"], GPU, r"parallel.micro_batch: 1 is odd"),
     ],
 )
 def test_problems(overrides: list[str], cluster: Cluster, message: str) -> None:

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitscale.config import ConfigError
-from vitscale.engine.recompute import RecomputeMode
+from vitscale.run_config import Precision, RecomputeMode, ZeroStage, precision_problem
 
-Precision = Literal["fp32", "bf16"]
 Device = Literal["cpu", "cuda"]
 
 _NEVER = 10**9
@@ -20,7 +19,7 @@ class EngineConfig:
     the moving average are fp32 in either precision. `clip_grad_norm` and `ema_decay` are None for never and for none.
     """
 
-    zero_stage: int
+    zero_stage: ZeroStage
     precision: Precision
     device: Device
     micro_batch: int
@@ -54,9 +53,10 @@ _LIMITS: dict[Device, _Limits] = {
 
 def check(config: EngineConfig) -> None:
     """Raise `ConfigError` for what DeepSpeed would run, but wrongly."""
-    if config.precision == "bf16" and config.zero_stage == 0:
-        # Its fp16 wrapper counts a dummy step in Adam's bias correction: the first update is 0.74 of what it should be.
-        raise ConfigError("parallel.zero_stage: 0 with precision bf16 takes a wrong first Adam step in DeepSpeed 0.19; use stage 1, 2 or 3")
+    # bf16 at stage 0: its fp16 wrapper counts a dummy step in Adam's bias correction, the first update is 0.74 of what it should be.
+    wrong_step = precision_problem(precision=config.precision, zero_stage=config.zero_stage)
+    if wrong_step is not None:
+        raise ConfigError(wrong_step)
 
 
 def deepspeed_config(config: EngineConfig, *, num_parameters: int) -> dict[str, Any]:

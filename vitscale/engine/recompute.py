@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-RecomputeMode = Literal["none", "selective", "full"]
-"""none keeps everything; selective keeps the results of matrix products and attention; full keeps a block's input only."""
-
+from vitscale.run_config import RecomputeMode
 
 _aten = torch.ops.aten
 # The results that cost most to compute again. Everything else in a block is element-wise.
@@ -32,7 +30,8 @@ class Recompute:
     """A block runner that recomputes every `every`-th block (numbers 0, every, 2 every, ...). Results are bit-identical
     in all modes.
 
-    `mode` is selective or full; Chen et al. (2016) for full, Korthikanti et al. (2022) for selective.
+    `mode` is selective (keeps the results of matrix products and attention; Korthikanti et al. 2022) or full (keeps the
+    block's input only; Chen et al. 2016).
     """
 
     mode: RecomputeMode

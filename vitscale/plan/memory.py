@@ -5,10 +5,8 @@ pre-norm block with fused attention for the activations.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-Precision = Literal["fp32", "bf16"]
-Recompute = Literal["none", "selective", "full"]
+from vitscale.run_config import Precision, RecomputeMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ def estimate_memory(
     zero_stage: int,
     precision: Precision,
     micro_batch: int,
-    recompute: Recompute,
+    recompute: RecomputeMode,
     recompute_every: int,
     ema: bool,
 ) -> MemoryEstimate:
@@ -63,7 +61,7 @@ def estimate_memory(
     return MemoryEstimate(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations)
 
 
-def _activation_elements(size: ModelSize, *, recompute: Recompute, every: int) -> int:
+def _activation_elements(size: ModelSize, *, recompute: RecomputeMode, every: int) -> int:
     """Elements kept for backward per image, in units of N x D: per block 8 + 2 r kept whole (r = MLP ratio), 6 + r when
     only matrix products are kept, 1 when only the block's input is; one block is live at a time in either case."""
     ratio = size.mlp_width / size.width

@@ -4,16 +4,14 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from vitscale.config import ConfigError
 from vitscale.plan.cluster import Cluster, Device
-from vitscale.plan.memory import MemoryEstimate, ModelSize, Precision, Recompute, estimate_memory
-from vitscale.run_config import RunConfig
-
-ZeroStage = Literal[0, 1, 2, 3]
+from vitscale.plan.memory import MemoryEstimate, ModelSize, estimate_memory
+from vitscale.run_config import Precision, RecomputeMode, RunConfig, ZeroStage, precision_problem
 
 # Left free for the process itself, communication buckets and fragmentation.
 USABLE_MEMORY = 0.85
@@ -31,7 +29,7 @@ class Plan:
     zero_stage: ZeroStage
     micro_batch: int
     accumulation: int
-    recompute: Recompute
+    recompute: RecomputeMode
     recompute_every: int
     lanes: int
     global_batch: int
@@ -147,10 +145,9 @@ class _Chooser:
         """The stage asked for, else the lowest of 1 and 3 that holds the model with the smallest micro-batch."""
         asked = self.config.parallel.zero_stage
         if asked != "auto":
-            if asked == 0 and self.precision == "bf16":
-                raise ConfigError(
-                    "parallel.zero_stage: 0 in bf16 takes a wrong first Adam step in DeepSpeed 0.19; use stage 1, 2 or 3, or precision fp32"
-                )
+            wrong_step = precision_problem(precision=self.precision, zero_stage=asked)
+            if wrong_step is not None:
+                raise ConfigError(wrong_step)
             return asked
         smallest = self._multiple
         if self.memory(1, smallest).total <= USABLE_MEMORY * self.cluster.memory_bytes:
@@ -169,7 +166,10 @@ class _Chooser:
         largest = LARGEST_CPU_MICRO_BATCH if self.cluster.device == "cpu" else self.rank_batch
         candidates = [n for n in _divisors(self.rank_batch) if n % self._multiple == 0]
         if not candidates:
-            self._check_micro_batch(1)
+            raise ConfigError(
+                f"train.global_batch: mixup and cutmix mix samples in pairs, and the {self.rank_batch} samples of each of"
+                f" {self.cluster.world_size} ranks cannot be cut into even micro-batches; use an even number per rank"
+            )
         wanted = [n for n in candidates if n <= largest] or candidates[:1]
         fitting = [n for n in wanted if self.memory(zero_stage, n).total <= budget]
         chosen = (fitting or wanted[:1])[-1]
@@ -204,8 +204,8 @@ class _Chooser:
             )
         if micro_batch % self._multiple:
             raise ConfigError(
-                f"train.global_batch: mixup and cutmix mix neighbours in pairs, so each rank's micro-batch must be even, but"
-                f" {self.rank_batch} samples per rank allow only {micro_batch}; use an even micro-batch or fewer ranks"
+                f"parallel.micro_batch: {micro_batch} is odd, but mixup and cutmix mix the samples of a micro-batch in pairs; use an"
+                " even divisor of the rank's samples, or auto"
             )
 
 
