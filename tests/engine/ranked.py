@@ -32,7 +32,8 @@ def build(setting: Setting, *, seed: int = 0, accumulation: int = 1, **settings:
 def take_step(engine: Engine, step: int, accumulation: int = 1) -> tuple[float, float]:
     batches = micro_batches(step, rank=dist.get_rank(), world_size=dist.get_world_size(), accumulation=accumulation)
     metrics = engine.train_step(batches, step=step, lr=1e-2)
-    return engine.reduce_mean({"loss": metrics.loss})["loss"], metrics.grad_norm.item()
+    mean_loss = all_reduce_sum(metrics.loss.double()) / dist.get_world_size()
+    return mean_loss.item(), metrics.grad_norm.item()
 
 
 def gather(engine: Engine) -> State:

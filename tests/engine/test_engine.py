@@ -163,10 +163,8 @@ def test_after_step_and_evaluation_mode() -> None:
     engine.close()
 
 
-def test_reduce_mean_and_memory() -> None:
+def test_peak_memory_is_plausible() -> None:
     engine = tiny_engine(stage=0)
-    assert engine.reduce_mean({"a": torch.tensor(0.5), "b": torch.tensor(3)}) == {"a": 0.5, "b": 3.0}
-    assert engine.reduce_mean({}) == {}
     assert 50e6 < engine.peak_memory_bytes() < 50e9
     engine.close()
 

@@ -7,11 +7,12 @@ from vitscale.config import ConfigError
 from vitscale.plan.cluster import detect_cluster, host_memory_bytes
 
 
-def test_cpu_memory_is_shared_among_local_processes() -> None:
+def test_cpu_memory_is_shared_among_local_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (detect_cluster(device="cpu", world_size=n) for n in (1, 2))
     assert one.memory_bytes == host_memory_bytes() > 2**30
     assert two.memory_bytes == one.memory_bytes // 2
-    assert detect_cluster(device="cpu", world_size=64, local_world_size=2).memory_bytes == two.memory_bytes
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert detect_cluster(device="cpu", world_size=64).memory_bytes == two.memory_bytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

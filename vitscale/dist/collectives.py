@@ -13,12 +13,6 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def barrier() -> None:
-    """Wait for every rank."""
-    if is_distributed():
-        dist.barrier()
-
-
 def broadcast_json(value: Any, *, source: int = 0) -> Any:
     """Every rank gets rank `source`'s value, which must be plain JSON. All ranks must call this."""
     if not is_distributed():
@@ -51,16 +45,9 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum over the ranks, in place. All ranks must call this."""
+    """Sum over the ranks, in place; the tensor is on the device of the run. All ranks must call this."""
     if is_distributed():
         dist.all_reduce(values)
-    return values
-
-
-def all_reduce_max(values: Tensor) -> Tensor:
-    """Element-wise maximum over the ranks, in place. All ranks must call this."""
-    if is_distributed():
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 

@@ -7,7 +7,6 @@ BLAKE2b over the text of the parts. Both are written out here so that no library
 import hashlib
 import math
 import operator
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -96,20 +95,3 @@ class CounterRng:
         """A Beta(a, b) draw as a ratio of gammas; 0.5 where both underflow (a and b far below 0.01)."""
         x, y = self.gamma(a), self.gamma(b)
         return x / (x + y) if x + y > 0.0 else 0.5
-
-    def permutation(self, count: int) -> list[int]:
-        """A permutation of range(count) (Fisher-Yates)."""
-        order = list(range(count))
-        for i in range(count - 1, 0, -1):
-            j = self.integer(0, i + 1)
-            order[i], order[j] = order[j], order[i]
-        return order
-
-    def choice(self, weights: Sequence[float]) -> int:
-        """An index drawn in proportion to the weights."""
-        point = self.uniform() * math.fsum(weights)
-        for index, weight in enumerate(weights):
-            point -= weight
-            if point < 0.0:
-                return index
-        return len(weights) - 1

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.data.types import Batch
-from vitscale.dist.collectives import all_reduce_sum
 from vitscale.dist.ranks import Ranks
 from vitscale.dist.seeding import counter_key
 from vitscale.engine import internals
@@ -135,13 +134,6 @@ class Engine:
             return nullcontext()
         assert self._average is not None, "this engine keeps no moving average"
         return _no_grad(self._average.in_place_of_weights(self._refresh))
-
-    def reduce_mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Mean over the ranks of scalar tensors, as numbers. One collective, and it waits for the device."""
-        if not values:
-            return {}
-        stacked = torch.stack([value.detach().to(self.device, torch.float64) for value in values.values()])
-        return dict(zip(values, (all_reduce_sum(stacked) / self._ranks.world_size).tolist(), strict=True))
 
     def peak_memory_bytes(self) -> int:
         """Largest memory so far: allocated on the GPU, or resident in this process on the CPU."""

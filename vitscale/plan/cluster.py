@@ -21,8 +21,8 @@ class Cluster:
     memory_bytes: int
 
 
-def detect_cluster(*, device: Literal["auto", "cpu", "cuda"], world_size: int, local_world_size: int | None = None) -> Cluster:
-    """Describe this machine for `world_size` processes, `local_world_size` of them here (default: torchrun's, else all).
+def detect_cluster(*, device: Literal["auto", "cpu", "cuda"], world_size: int) -> Cluster:
+    """Describe this machine for `world_size` processes, of which torchrun's LOCAL_WORLD_SIZE are here, else all.
 
     Raises `ConfigError` when cuda is asked for and there is none.
     """
@@ -31,7 +31,7 @@ def detect_cluster(*, device: Literal["auto", "cpu", "cuda"], world_size: int, l
         raise ConfigError("parallel.device: cuda is asked for, but torch sees no GPU here; use auto or cpu")
     if device != "cpu" and has_cuda:
         return Cluster(device="cuda", world_size=world_size, memory_bytes=torch.cuda.get_device_properties(0).total_memory)
-    local = local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     return Cluster(device="cpu", world_size=world_size, memory_bytes=host_memory_bytes() // max(1, local))
 
 
