@@ -16,6 +16,7 @@ import numpy as np
 
 from vitscale.config import DataError, UsageError
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, encode_manifest
+from vitscale.data.orphans import end_with_parent
 from vitscale.data.ustar import END_OF_ARCHIVE
 from vitscale.dist.seeding import counter_key, mix_array
 
@@ -235,6 +236,7 @@ _shared_counter: "Synchronized[int] | None" = None
 def _start_worker(counter: "Synchronized[int]") -> None:
     global _shared_counter
     _shared_counter = counter
+    end_with_parent()  # else a process waits for ever for the next shard of a killed command
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the pool in order
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vitscale.config import DataError
-from vitscale.data.processes import IGNORED_SIGNALS, PartStream
+from vitscale.config import DataError, UsageError
+from vitscale.data.processes import IGNORED_SIGNALS, PartStream, _explain_loss
 from vitscale.data.types import Batch
 from vitscale.data.worker import Part
 
@@ -84,6 +84,12 @@ def test_a_killed_process_is_reported_with_the_likely_cause() -> None:
         rows(stream, 1000)
     assert "\n" not in str(caught.value)
     assert not loader_processes()
+
+
+def test_a_process_that_ends_by_itself_did_not_run_out_of_memory() -> None:
+    error = _explain_loss(1)
+    assert isinstance(error, UsageError)
+    assert 'call vitscale from under `if __name__ == "__main__":`' in str(error)
 
 
 def test_the_signals_of_a_launcher_do_not_end_a_loader_process() -> None:

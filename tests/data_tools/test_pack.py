@@ -1,7 +1,12 @@
 """Packing as a whole: reproducible bytes, the global order, equality with the input through foreign readers, and failures."""
 
+import contextlib
 import hashlib
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +174,31 @@ def test_a_killed_worker_is_reported_and_nothing_is_left(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"a packing process was killed.*fewer --workers"):
         pack(request(tmp_path / "out", samples_per_shard=100), workers=2, report=kill_workers)
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vitscale_data_tools.pack import PackRequest, pack
+
+def kill(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    source, output = map(Path, sys.argv[1:])
+    pack(PackRequest(source="fashion-mnist", input=source, output=output, samples_per_shard=100), workers=2, report=kill)
+"""
+
+
+def test_a_killed_pack_leaves_no_processes(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "killed.py"), str(SAMPLE_FOLDER), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        # The workers hold its other end: the pipe ends with the last of them.
+        process.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()

@@ -2,9 +2,7 @@
 
 import atexit
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from vitscale.config import DataError, UserError
+from vitscale.config import DataError, UsageError, UserError
+from vitscale.data.orphans import end_with_parent
 from vitscale.data.types import Batch
 from vitscale.data.worker import Part
 
@@ -32,7 +31,8 @@ _DEATH_SECONDS = 1.0
 class PartStream(Iterator[Batch | None]):
     """Iterates over `parts` in `num_workers` processes, taking one item of each worker in turn; in this process for 0 workers.
 
-    Raises an error of a worker as the `UserError` that it was there, and `DataError` when a process was killed.
+    Raises an error of a worker as the `UserError` that it was there, `DataError` when a process was killed, and `UsageError`
+    when one ended by itself, as it does in a script that lacks `if __name__ == "__main__":`.
     """
 
     def __init__(self, parts: IterableDataset[Part], *, num_workers: int, prefetch: int) -> None:
@@ -58,10 +58,7 @@ class PartStream(Iterator[Batch | None]):
             if lost is None:
                 raise
             self.close()
-            raise DataError(
-                f"A loader process was killed (exit code {lost.exitcode}), most often because memory ran out."
-                " Lower data.num_workers, data.window or data.prefetch, or give the job more memory."
-            ) from None
+            raise _explain_loss(lost.exitcode) from None
         if isinstance(item, UserError):
             self.close()
             raise item
@@ -81,6 +78,18 @@ class PartStream(Iterator[Batch | None]):
         # A dying process closes its sockets a moment before it can be seen to have ended.
         wait([process.sentinel for process in self._processes if process.is_alive()], timeout=_DEATH_SECONDS)
         return next((process for process in self._processes if process.exitcode), None)
+
+
+def _explain_loss(exit_code: int | None) -> UserError:
+    if exit_code is not None and exit_code > 0:
+        return UsageError(
+            f"A loader process ended by itself (exit code {exit_code}); its error stands above. Loader processes import the script that"
+            ' trains: call vitscale from under `if __name__ == "__main__":` there, or set data.num_workers to 0.'
+        )
+    return DataError(
+        f"A loader process was killed (exit code {exit_code}), most often because memory ran out."
+        " Lower data.num_workers, data.window or data.prefetch, or give the job more memory."
+    )
 
 
 def ignore_signals() -> None:
@@ -111,12 +120,4 @@ def _as_is(part: Any) -> Any:
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001  (torch passes the worker's number)
     ignore_signals()
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Leave when the training process is gone, also after its kill -9: torch would notice only between two batches."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()  # torch would notice that the training process is gone only between two batches
