@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-_RECORDED = ("vitscale", "torch", "deepspeed", "ray", "numpy", "pydantic", "safetensors", "simplejpeg", "pillow")
+_RECORDED = ("vitscale", "torch", "deepspeed", "ray", "numpy", "pydantic", "simplejpeg", "pillow")
 
 
 def environment_json() -> str:
