@@ -41,9 +41,9 @@ def _names(folder: Path) -> list[str]:
 def test_prune_keeps_the_newest_and_returns_what_it_deleted(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save_as(TENSORS, folder=tmp_path, step=step)
-    assert [path.name for path in prune(tmp_path, keep=2)] == ["step-00000001", "step-00000002"]
+    assert [path.name for path in prune(tmp_path, keep=2, saved=4)] == ["step-00000001", "step-00000002"]
     assert _names(tmp_path) == ["step-00000003", "step-00000004"]
-    assert prune(tmp_path, keep=2) == []
+    assert prune(tmp_path, keep=2, saved=4) == []
 
 
 def test_damaged_newer_ones_do_not_count_and_stay_for_inspection(tmp_path: Path) -> None:
@@ -51,15 +51,27 @@ def test_damaged_newer_ones_do_not_count_and_stay_for_inspection(tmp_path: Path)
         save_as(TENSORS, folder=tmp_path, step=step)
     (tmp_path / "step-00000003" / "state.json").write_text("torn")
     (tmp_path / "step-00000004").mkdir()
-    prune(tmp_path, keep=1)
+    prune(tmp_path, keep=1, saved=2)
     assert _names(tmp_path) == ["step-00000002", "step-00000003", "step-00000004"]
     assert find_newest(tmp_path).checkpoint == tmp_path / "step-00000002"
+
+
+def test_one_of_the_right_size_that_was_passed_over_does_not_push_out_what_is_good(tmp_path: Path) -> None:
+    for step in (1, 2, 4):
+        save_as(TENSORS, folder=tmp_path, step=step)
+    damaged = tmp_path / "step-00000004" / "rank-00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert find_newest(tmp_path).checkpoint == tmp_path / "step-00000002"
+    save_as(TENSORS, folder=tmp_path, step=3)  # the run went on from 2
+    prune(tmp_path, keep=1, saved=3)
+    assert _names(tmp_path) == ["step-00000003", "step-00000004"]
+    assert find_newest(tmp_path).checkpoint == tmp_path / "step-00000003"
 
 
 def test_nothing_is_deleted_where_nothing_is_whole(tmp_path: Path) -> None:
     for name in ("step-00000001", "step-00000002.tmp"):
         (tmp_path / name).mkdir()
-    assert prune(tmp_path, keep=1) == []
+    assert prune(tmp_path, keep=1, saved=3) == []
     assert _names(tmp_path) == ["step-00000001", "step-00000002.tmp"]
 
 
@@ -68,7 +80,7 @@ def test_old_leftovers_go_and_a_save_under_way_stays(tmp_path: Path) -> None:
         save_as(TENSORS, folder=tmp_path, step=step)
     for name in ("step-00000001.tmp", "step-00000003.tmp", "step-00000004.tmp", "step-00000001", "step-00000001.replaced"):
         (tmp_path / name).mkdir()
-    prune(tmp_path, keep=5)
+    prune(tmp_path, keep=5, saved=3)
     assert _names(tmp_path) == ["step-00000002", "step-00000003", "step-00000004.tmp"]
 
 
@@ -76,5 +88,5 @@ def test_a_half_deleted_checkpoint_looks_unfinished_not_damaged(tmp_path: Path, 
     for step in (1, 2):
         save_as(TENSORS, folder=tmp_path, step=step)
     monkeypatch.setattr("vitscale.checkpoint.retention.shutil.rmtree", lambda *_, **__: None)
-    prune(tmp_path, keep=1)
+    prune(tmp_path, keep=1, saved=2)
     assert _names(tmp_path) == ["step-00000001.tmp", "step-00000002"]

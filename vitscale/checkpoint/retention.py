@@ -16,14 +16,15 @@ def steps_to_delete(steps: Collection[int], *, keep: int) -> list[int]:
     return sorted(set(steps))[:-keep]
 
 
-def prune(folder: Path, *, keep: int) -> list[Path]:
+def prune(folder: Path, *, keep: int, saved: int) -> list[Path]:
     """Delete all but the `keep` newest whole checkpoints of the checkpoints directory `folder`; return what was deleted.
 
-    Wholeness is judged by sizes. Damaged folders do not count towards `keep`, and go once they are older than all that
-    stays; leftovers of unfinished saves go once a newer or equal step is committed. Runs on one rank.
+    `saved` is the step committed just now. Wholeness is judged by sizes, but what is newer than `saved` was passed over
+    when the run resumed, whatever its size. Damaged folders do not count towards `keep`, and go once they are older than
+    all that stays; leftovers of unfinished saves go once a newer or equal step is committed. Runs on one rank.
     """
     entries = list_step_folders(folder)
-    whole = {entry.step for entry in entries if entry.role == "committed" and _is_whole(entry.path)}
+    whole = {entry.step for entry in entries if entry.role == "committed" and entry.step <= saved and _is_whole(entry.path)}
     if not whole:
         return []
     oldest_kept = min(whole - set(steps_to_delete(whole, keep=keep)))

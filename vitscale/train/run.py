@@ -72,7 +72,7 @@ class Run:
                 config_text=dump_run_config(self.config),
             )
         if self.reporter.is_main:
-            prune(self.directory.checkpoints, keep=self.config.checkpoint.keep)
+            prune(self.directory.checkpoints, keep=self.config.checkpoint.keep, saved=state.step)
 
     def stopped_message(self, state: TrainState) -> str:
         """What the user reads after a stop."""
