@@ -98,9 +98,10 @@ class Engine:
         )
 
     def train_step(self, micro_batches: Sequence[Batch], *, step: int, lr: float) -> StepMetrics:
-        """One optimizer step on the mean gradient of all ranks' micro-batches. Reads nothing back from the device.
+        """One optimizer step on the mean gradient of all ranks' micro-batches. Results stay on the device.
 
-        A gradient that is not finite changes neither weights nor moments, at every stage; the norm says so.
+        At stages 1 to 3 DeepSpeed waits for the device once a step, to see whether the gradient is finite. One that is not
+        changes neither weights nor moments, at every stage; the norm says so.
         """
         assert len(micro_batches) == self.config.accumulation, f"{len(micro_batches)} micro-batches, not {self.config.accumulation}"
         self._seed_random_operations(step)

@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
@@ -159,3 +160,5 @@ def _refresh_stage_3(zero: Any) -> None:
     again = [p for p in gathered if p.ds_persist]
     if again:
         again[0].all_gather(again)
+    # On a GPU the next gathering runs in a stream of its own, which does not wait for the copies above.
+    get_accelerator().synchronize()
