@@ -19,6 +19,7 @@ IMAGE_SIZE = 28
 
 _FILE_PREFIX = {"train": "train", "test": "t10k"}
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x00000803, 0x00000801
+_LARGEST_FILE_BYTES = 1 << 26  # the training images take 47,040,016; gzip files of a few kilobytes may hold gigabytes
 _REMEDY = "Fetch the files again: `vitscale-data fetch FOLDER`."
 
 
@@ -79,11 +80,14 @@ def _open_split(folder: Path, *, name: str) -> FashionMnistSplit:
 def _read_idx(path: Path, *, magic: int, item_shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """An IDX file of unsigned bytes: magic number, one big-endian uint32 per dimension, the items."""
     try:
-        raw = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            raw = file.read(_LARGEST_FILE_BYTES + 1)
     except FileNotFoundError:
         raise DataError(f"{path}: missing. {_REMEDY}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be unpacked ({error}). {_REMEDY}") from None
+    if len(raw) > _LARGEST_FILE_BYTES:
+        raise DataError(f"{path}: unpacks to more than {_LARGEST_FILE_BYTES} bytes, and is not a file of Fashion-MNIST. {_REMEDY}")
     head = 4 * (2 + len(item_shape))
     found_magic, num_items, *found_shape = np.frombuffer(raw[:head].ljust(head, b"\0"), ">u4").tolist()
     if found_magic != magic or tuple(found_shape) != item_shape:

@@ -19,6 +19,8 @@ from typing import Literal
 
 from vitscale.config import DataError
 
+from .staging import disk_errors
+
 Extent = Literal["full", "sample"]
 """All 60,000 + 10,000 images, or the 800 + 200 that come with this package."""
 
@@ -86,17 +88,17 @@ def standard_sources() -> tuple[Source, ...]:
 def fetch_fashion_mnist(folder: Path, *, sources: Sequence[Source] | None = None, report: Callable[[str], None] = print) -> Fetched:
     """Make `folder` hold the four gzip files of Fashion-MNIST, complete or not at all, and say where they came from.
 
-    A folder that already holds them is left as it is. Raises `DataError` when the folder holds something else or no source
-    has the data.
+    A folder that already holds them is left as it is. Raises `DataError` when the folder holds something else or cannot be
+    written, or when no source has the data.
     """
     sources = standard_sources() if sources is None else sources
     if folder.exists():
         return _accept_existing(folder, sources=sources, report=report)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     for source in sources:
         report(f"Fashion-MNIST: trying {source.label}")
         try:
-            _obtain(source, folder=folder)
+            with disk_errors(folder):
+                _obtain(source, folder=folder)
         except UnavailableError as reason:
             report(f"  not there: {reason}")
             continue
@@ -146,6 +148,7 @@ def _accept_existing(folder: Path, *, sources: Sequence[Source], report: Callabl
 
 
 def _obtain(source: Source, *, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # Staged beside the target, so that the last step is a rename and an interrupted fetch leaves nothing half done.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
         staged = Path(staging, "files")

@@ -21,7 +21,7 @@ def staged_folder(output: Path) -> Iterator[Path]:
     """
     output = Path(os.path.abspath(output))
     partial = output.with_name(f"{output.name}.partial")
-    with _disk_errors(output):
+    with disk_errors(output):
         check_free(output)
         lock = _claim(partial, output=output)
         try:
@@ -39,10 +39,22 @@ def staged_folder(output: Path) -> Iterator[Path]:
 
 def check_free(output: Path) -> None:
     """Raise `UsageError` unless `output` is absent or an empty folder."""
-    with _disk_errors(output):
+    with disk_errors(output):
         is_free = not any(output.iterdir()) if output.is_dir() else not (output.exists() or output.is_symlink())
     if not is_free:
         raise UsageError(f"{output}: exists already and is not overwritten. Give another OUTPUT, or remove it first.")
+
+
+@contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Turn a failure of the disk into a `DataError` that names `output`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{output}: cannot be written: {error.strerror or error}. Nothing was left there. "
+            "Free or choose a disk with enough room and permission, and run the command again."
+        ) from error
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -86,14 +98,3 @@ def _flush(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{output}: cannot be written: {error.strerror or error}. Nothing was left there. "
-            "Free or choose a disk with enough room and permission, and run the command again."
-        ) from error

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from vitscale.config import DataError
+from vitscale_data_tools import fashion_mnist
 from vitscale_data_tools.fashion_mnist import open_fashion_mnist
 from vitscale_data_tools.fetch import SAMPLE_FOLDER
 
@@ -76,6 +77,12 @@ def test_a_spoilt_file_is_named(folder: Path, name: str, content: bytes | None, 
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
+        open_fashion_mnist(folder)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_not_unpacked_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "_LARGEST_FILE_BYTES", 1000)
+    with pytest.raises(DataError, match=r"train-images.*unpacks to more than 1000 bytes"):
         open_fashion_mnist(folder)
 
 

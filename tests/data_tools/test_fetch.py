@@ -84,6 +84,12 @@ def test_the_next_source_is_tried_when_one_fails(tmp_path: Path, origin: Path) -
     assert lines[:3] == ["Fashion-MNIST: trying shop", "  not there: closed today", "Fashion-MNIST: trying a folder"]
 
 
+def test_a_place_where_nothing_can_be_written(tmp_path: Path, origin: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"file/raw: cannot be written: File exists"):
+        fetch_fashion_mnist(tmp_path / "file" / "raw", sources=[copying(origin)])
+
+
 def test_a_folder_with_something_else_is_refused_and_kept(tmp_path: Path, origin: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="Delete it or name another folder"):
