@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,8 +25,8 @@ class PlotConfig(Config):
     """Grid key along the horizontal axis; its values are numbers."""
     line: str | None = None
     """Grid key that tells the lines apart; null draws one line."""
-    file: str = "metric.png"
-    """Name of the picture in the sweep's folder; the ending decides the format."""
+    file: str = Field(default="metric.png", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(png|pdf|svg)$")
+    """Name of the picture in the sweep's folder; the ending decides the format: png, pdf or svg."""
 
 
 class SweepConfig(Config):
@@ -89,7 +90,7 @@ def load_sweep(path: Path, *, overrides: Sequence[str] = ()) -> Sweep:
         else:
             trials.append(Trial(name=name, values=values, config=run))
     if trials and not found:
-        found += _metric_problems(config, run=trials[0].config)
+        found += [*_name_problems(trials), *_metric_problems(config, run=trials[0].config)]
     if found:
         raise ConfigError(problem_report(f"{path} (base {config.base})", list(dict.fromkeys(found))))
     return Sweep(config=config, trials=tuple(trials))
@@ -145,6 +146,13 @@ def _problems(config: SweepConfig) -> Iterator[str]:
             yield f"plot.{field}: {key!r} is not in the grid{_nearest(key, list(config.grid))}"
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in config.grid.get(config.plot.x, ())):
         yield f"plot.x: the values of {config.plot.x} are not numbers; give a key whose values are"
+
+
+def _name_problems(trials: Sequence[Trial]) -> Iterator[str]:
+    """Two trials of one name would train in one run directory."""
+    for name, count in Counter(trial.name for trial in trials).items():
+        if count > 1:
+            yield f"grid: {count} trials would be called {name}; give values that differ in more than punctuation or quotes"
 
 
 def _metric_problems(config: SweepConfig, *, run: RunConfig) -> Iterator[str]:

@@ -72,6 +72,9 @@ def test_all_problems_of_the_trials_are_told_once_and_together(tmp_path: Path) -
     [
         ({"metric": "eval/tst/top1"}, "no evaluation 'tst'; did you mean 'test'?"),
         ({"grid": {"optim.lr": [0.1, 0.1]}, "plot": None}, "grid.optim.lr: the same value is given twice"),
+        ({"grid": {"data.path": ["a b", "a-b"]}, "plot": None}, "grid: 2 trials would be called path-a-b"),
+        ({"plot": {"x": "model.image_size", "file": "metric.txt"}}, "plot.file"),
+        ({"plot": {"x": "model.image_size", "file": "../metric.png"}}, "plot.file"),
         ({"grid": {"name": ["a", "b"]}, "plot": None}, "grid.name: the sweep names its runs itself"),
         ({"plot": {"x": "model.image_siz"}}, "plot.x: 'model.image_siz' is not in the grid; did you mean 'model.image_size'?"),
         ({"plot": {"x": "seed"}, "grid": {"seed": ["a"]}}, "plot.x: the values of seed are not numbers"),
