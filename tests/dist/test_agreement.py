@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from tests.launcher import run_ranks
 from vitscale.config import CheckpointError, ConfigError, DataError, NonFiniteLossError, StopRequested, UsageError, UserError
-from vitscale.dist.agreement import on_every_rank, on_main
+from vitscale.dist.agreement import jointly, on_every_rank, on_main
 
 ERRORS = (UserError, UsageError, ConfigError, DataError, CheckpointError, NonFiniteLossError, StopRequested)
 
@@ -18,9 +18,10 @@ ERRORS = (UserError, UsageError, ConfigError, DataError, CheckpointError, NonFin
 def test_alone_the_result_comes_back() -> None:
     assert on_main(lambda: {"a": [1, None]}) == {"a": [1, None]}
     assert on_every_rank(lambda: 3) == [3]
+    assert jointly(lambda: {3}) == {3}, "which is no JSON"
 
 
-@pytest.mark.parametrize("agree", [on_main, on_every_rank])
+@pytest.mark.parametrize("agree", [on_main, on_every_rank, jointly])
 @pytest.mark.parametrize("error_class", ERRORS)
 def test_an_error_keeps_its_class_and_words_and_becomes_that_of_the_whole_run(
     agree: Callable[[Callable[[], Any]], Any], error_class: type[UserError]
@@ -48,6 +49,8 @@ def test_two_ranks() -> None:
     expected = {
         "result of rank 0": "from 0",
         "results of all": [0, 10],
+        "own result": True,
+        "own error, shared": ["DataError", "rank 1 has none", "run"],
         "error of rank 0": ["UsageError", "rank 0 has none", "run"],
         "error of rank 1": ["DataError", "rank 1 has none", "run"],
         "errors of all": ["ConfigError", "rank 0 has none", "run"],
@@ -66,6 +69,8 @@ def main() -> dict[str, Any]:
     found = {
         "result of rank 0": on_main(lambda: f"from {rank}"),
         "results of all": on_every_rank(lambda: rank * 10),
+        "own result": jointly(lambda: {rank}) == {rank},
+        "own error, shared": _error(lambda: jointly(lambda: fail(DataError) if rank == 1 else None)),
         "error of rank 0": _error(lambda: on_main(lambda: fail(UsageError))),
         "error of rank 1": _error(lambda: on_every_rank(lambda: fail(DataError) if rank == 1 else None)),
         "errors of all": _error(lambda: on_every_rank(lambda: fail(ConfigError))),

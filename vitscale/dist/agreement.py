@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from vitscale.config.errors import (
     CheckpointError,
@@ -15,6 +15,8 @@ from vitscale.config.errors import (
 )
 from vitscale.dist.collectives import broadcast_json, gather_json
 from vitscale.dist.ranks import current_ranks
+
+T = TypeVar("T")
 
 _SHARED_ERRORS: dict[str, type[UserError]] = {
     error.__name__: error for error in (UserError, UsageError, ConfigError, DataError, CheckpointError, NonFiniteLossError, StopRequested)
@@ -37,6 +39,16 @@ def on_every_rank(action: Callable[[], Any]) -> list[Any]:
     """
     attempt = _attempt(action)
     return [_unwrap(outcome, cause=attempt.error) for outcome in gather_json(attempt.outcome)]
+
+
+def jointly(action: Callable[[], T]) -> T:
+    """Run `action` on every rank and give each its own result, which may be anything. All ranks must call this.
+
+    A `UserError` on any rank is raised on all: the lowest failing rank's.
+    """
+    results: list[T] = []
+    on_every_rank(lambda: results.append(action()))
+    return results[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from vitscale.config import CheckpointError, ConfigError, DataError
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.order import Order
-from vitscale.dist.agreement import on_every_rank, on_main
+from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import Ranks
 from vitscale.engine.deepspeed_config import EngineConfig
@@ -56,7 +56,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
     directory = RunDirectory(root=config.run_dir)
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(exclusive(directory)))
-        on_every_rank(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
+        jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
         decision = _decide(config, directory=directory, allow_change=allow_change)
         dataset, order = _open_data(config)
         evaluations = build_evaluations(config, ranks=ranks, train_classes=dataset.classes)
@@ -114,16 +114,10 @@ def _decide(config: RunConfig, *, directory: RunDirectory, allow_change: Collect
 
 def _open_data(config: RunConfig) -> tuple[Dataset, Order]:
     data = config.data
-    opened: list[Dataset] = []
-
-    def open_here() -> str:
-        opened.append(open_dataset(data.path))
-        return opened[0].sha256
-
-    # On every rank: each reads the shards itself, and a node may see another, or no, copy of them.
-    if len(set(on_every_rank(open_here))) > 1:
+    # Each rank reads the shards itself, and a node may see another, or no, copy of them.
+    dataset = jointly(lambda: open_dataset(data.path))
+    if len(set(gather_json(dataset.sha256))) > 1:
         raise DataError(f"{data.path}: different nodes see different data sets under this path; copy one of them to all")
-    (dataset,) = opened
     if dataset.num_classes is not None and dataset.num_classes > config.objective.num_classes:
         raise ConfigError(
             f"objective.num_classes: {config.objective.num_classes}, but the data set {data.path} has {dataset.num_classes} classes;"
@@ -156,13 +150,14 @@ def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
 def _restore(decision: ResumeDecision, *, engine: Engine, identity: dict[str, object], order: Order) -> TrainState:
     if decision.checkpoint is None:
         return TrainState()
-    reader = CheckpointReader(Path(decision.checkpoint))
+    path = Path(decision.checkpoint)
+    reader = jointly(lambda: CheckpointReader(path))
     # Another data set or order changes what the cursor points at, which is what somebody who allows it asks for.
     is_same_data = _DATA_KEYS.isdisjoint(decision.changed)
-    state = read_host_state(reader.state, data=identity if is_same_data else {}, where=decision.checkpoint)
+    state = jointly(lambda: read_host_state(reader.state, data=identity if is_same_data else {}, where=str(path)))
     if state.samples % order.lanes:
         raise CheckpointError(
-            f"{decision.checkpoint}: data.lanes {order.lanes} does not divide the {state.samples} samples trained on so far; go on"
+            f"{path}: data.lanes {order.lanes} does not divide the {state.samples} samples trained on so far; go on"
             " with the lanes of this run, which its config.yaml names"
         )
     # A moving average that the run did not keep so far starts from its weights now.

@@ -1,5 +1,6 @@
 """Evaluating a checkpoint outside of training: its weights in a plain module, without DeepSpeed, on any number of ranks."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, ConfigError
 from vitscale.data.types import Batch
-from vitscale.dist.agreement import on_main
+from vitscale.dist.agreement import jointly, on_main
 from vitscale.engine.processes import init_process_group
 from vitscale.objectives.base import Objective
 from vitscale.plan.cluster import detect_cluster
@@ -33,7 +34,7 @@ def evaluate_checkpoint(config: RunConfig, *, checkpoint: Path | None) -> dict[s
     ranks = init_process_group(cluster.device)
     source = checkpoint if checkpoint is not None else config.run_dir
     path = Path(on_main(lambda: str(resolve_checkpoint(source))))
-    reader = CheckpointReader(path)
+    reader = jointly(lambda: CheckpointReader(path))
     device = torch.device("cuda", torch.cuda.current_device()) if cluster.device == "cuda" else torch.device("cpu")
     dtype = _DTYPES[decide_precision(config, cluster=cluster)]
     loaded: dict[Kind, Objective] = {}
@@ -41,7 +42,8 @@ def evaluate_checkpoint(config: RunConfig, *, checkpoint: Path | None) -> dict[s
     for evaluation in build_evaluations(config, ranks=ranks):
         kind: Kind = "ema" if evaluation.weights == "ema" else "weight"
         if kind not in loaded:
-            loaded = {kind: load_objective(config, reader=reader, kind=kind, device=device, dtype=dtype)}
+            load = partial(load_objective, config, reader=reader, kind=kind, device=device, dtype=dtype)
+            loaded = {kind: jointly(load)}
         results[evaluation.name] = evaluation.evaluator.run(_Predictor(loaded[kind], device=device))
     return results
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from vitscale.config import DataError
 from vitscale.data.dataset import open_dataset
-from vitscale.dist.agreement import on_every_rank
+from vitscale.dist.agreement import jointly
 from vitscale.dist.ranks import Ranks
 from vitscale.evals.classification import ClassificationEval
 from vitscale.run_config import RunConfig
@@ -27,13 +27,7 @@ def build_evaluations(config: RunConfig, *, ranks: Ranks, train_classes: Sequenc
 
     `train_classes` are the training data's class names, which those of the evaluations must equal.
     """
-    opened: list[Evaluation] = []
-
-    def build() -> None:
-        opened.extend(_build(config, name, ranks=ranks, train_classes=train_classes) for name in config.evals)
-
-    on_every_rank(build)
-    return tuple(opened)
+    return jointly(lambda: tuple(_build(config, name, ranks=ranks, train_classes=train_classes) for name in config.evals))
 
 
 def _build(config: RunConfig, name: str, *, ranks: Ranks, train_classes: Sequence[str] | None) -> Evaluation:

@@ -12,7 +12,7 @@ from vitscale.checkpoint.discover import resolve_checkpoint
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import decode, parse_yaml
-from vitscale.dist.agreement import on_main
+from vitscale.dist.agreement import jointly, on_main
 from vitscale.models import ViTShape
 from vitscale.nn.init import initial_value
 from vitscale.objectives.base import Objective
@@ -41,7 +41,10 @@ def initial_values(config: RunConfig, objective: Objective, *, resuming: bool) -
         return InitialWeights(value=_zeros)
     if config.init_from is None:
         return InitialWeights(value=_recipes(config.seed))
-    return _transferred(config, config.init_from, objective)
+    # One rank verifies; all use what it found.
+    init_from = config.init_from
+    path = Path(on_main(lambda: str(resolve_checkpoint(Path(init_from.path)))))
+    return jointly(lambda: _transferred(config, init_from, path=path, objective=objective))
 
 
 def _zeros(_name: str, _parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
@@ -55,9 +58,7 @@ def _recipes(seed: int) -> Initial:
     return draw
 
 
-def _transferred(config: RunConfig, init_from: InitFromConfig, objective: Objective) -> InitialWeights:
-    # One rank verifies; all use what it found.
-    path = Path(on_main(lambda: str(resolve_checkpoint(Path(init_from.path)))))
+def _transferred(config: RunConfig, init_from: InitFromConfig, *, path: Path, objective: Objective) -> InitialWeights:
     reader = CheckpointReader(path)
     kind: Kind = "ema" if init_from.weights == "ema" else "weight"
     trained = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(path)), source=str(path))
