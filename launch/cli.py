@@ -65,16 +65,16 @@ def train(
         from pathlib import Path
 
         from vitscale.plan.cluster import detect_cluster
-        from vitscale.plan.describe import describe_plan
+        from vitscale.plan.describe import describe_run
         from vitscale.plan.plan import make_plan
-        from vitscale.run_config import dump_run_config, load_run_config
+        from vitscale.run_config import load_run_config
 
         run_config = load_run_config(Path(config), overrides=overrides or [])
         if dry_run or address is None:
             # What does not fit is refused before Ray is started. Another cluster's machines are not known here.
             made = make_plan(run_config, cluster=detect_cluster(device=run_config.parallel.device, world_size=workers))
         if dry_run:
-            sys.stdout.write(f"{dump_run_config(run_config)}---\n{describe_plan(made)}")
+            sys.stdout.write(describe_run(run_config, plan=made))
             return
         from .trainer import launch_training
 

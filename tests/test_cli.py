@@ -294,7 +294,8 @@ def test_plans_are_printed_and_nothing_is_started(home: Path, monkeypatch: pytes
 def test_a_dry_run_under_torchrun_prints_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert vitscale("train", "run.yaml", "--dry-run").stdout == ""
+    for command in ("train", "evaluate"):
+        assert vitscale(command, "run.yaml", "--dry-run").stdout == ""
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "plan", "config show", "config schema"])

@@ -1,11 +1,14 @@
 """The `vitscale` command. Imports of torch and the library wait inside the commands, so that `--help` answers at once."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitscale.config.presentation import present_errors
+
+if TYPE_CHECKING:
+    from vitscale.run_config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,6 +81,8 @@ def evaluate(
         from vitscale.dist.ranks import current_ranks
 
         run_config = api.load_config(config, overrides=overrides or [])
+        if dry_run and not current_ranks().is_main:
+            return
         if dry_run:
             for name, evaluation in run_config.evals.items():
                 source = checkpoint or run_config.run_dir
@@ -118,16 +123,11 @@ def schema(debug: DebugOption = False) -> None:
         print(json.dumps(RunConfig.model_json_schema(), indent=2))
 
 
-def _print_plan(config: object, *, world_size: int) -> None:
+def _print_plan(config: "RunConfig", *, world_size: int) -> None:
     from vitscale import api
-    from vitscale.plan.describe import describe_plan
-    from vitscale.run_config import RunConfig, dump_run_config
+    from vitscale.plan.describe import describe_run
 
-    assert isinstance(config, RunConfig)
-    made = api.plan(config, world_size=world_size)
-    sys.stdout.write(dump_run_config(config))
-    sys.stdout.write("---\n")
-    sys.stdout.write(describe_plan(made))
+    sys.stdout.write(describe_run(config, plan=api.plan(config, world_size=world_size)))
 
 
 def main() -> None:

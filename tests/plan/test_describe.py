@@ -1,7 +1,8 @@
 """The plan as text says the numbers people look for."""
 
 from tests.plan.test_plan import GPU, config
-from vitscale.plan.describe import describe_plan
+from vitscale.config import parse_yaml
+from vitscale.plan.describe import describe_plan, describe_run
 from vitscale.plan.plan import make_plan
 
 
@@ -13,3 +14,11 @@ def test_the_text_names_sizes_batch_and_reasons() -> None:
     assert "8 x cuda, bf16, ZeRO stage 1" in text
     for reason in plan.reasons:
         assert reason in text
+
+
+def test_a_run_is_described_as_it_would_be_recorded() -> None:
+    plan = make_plan(config(), cluster=GPU)
+    shown, _, rest = describe_run(config(), plan=plan).partition("---\n")
+    values = parse_yaml(shown, source="shown")
+    assert (values["data"]["lanes"], values["parallel"]["precision"]) == (256, "bf16")
+    assert rest == describe_plan(plan)

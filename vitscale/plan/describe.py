@@ -1,8 +1,14 @@
 """A plan as text, for people."""
 
-from vitscale.plan.plan import Plan
+from vitscale.plan.plan import Plan, resolve
+from vitscale.run_config import RunConfig, dump_run_config
 
 _GIB = 2**30
+
+
+def describe_run(config: RunConfig, *, plan: Plan) -> str:
+    """What a dry run shows: the configuration as it would lie in the run directory, a line of dashes, the plan."""
+    return f"{dump_run_config(resolve(config, plan=plan))}---\n{describe_plan(plan)}"
 
 
 def describe_plan(plan: Plan) -> str:
