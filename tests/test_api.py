@@ -55,6 +55,18 @@ def test_a_plan_is_made_for_any_number_of_processes(tmp_path: Path) -> None:
         api.plan(config, world_size=3)
 
 
+def test_a_bug_is_in_the_log_of_its_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_run: object) -> None:
+        raise ZeroDivisionError("in the loop")
+
+    monkeypatch.setattr(api, "train_loop", broken)
+    config = tiny_config(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        api.train(config)
+    last = read_lines(config.run_dir / "logs" / "rank-00000.jsonl")[-1]
+    assert "ZeroDivisionError: in the loop" in last["trace"]
+
+
 def test_the_result_says_where_and_how_far_and_what_was_measured(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, f"evals.test={{kind: classification, path: {tmp_path}/shards}}")
     result = api.train(config)

@@ -1,5 +1,6 @@
 """The public API, the same that the commands use: load_config, plan, train, evaluate."""
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,10 @@ def train(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step
             except UserError as error:
                 step = run.start.step if run.reporter.last_step is None else run.reporter.last_step
                 run.reporter.event("ended", step=step, message=str(error), exit_code=error.exit_code)
+                raise
+            except Exception:
+                # In the log of this rank: what all ranks print at once is hard to read, and under a scheduler may be lost.
+                logging.getLogger(__name__).exception("training ended with an error")
                 raise
             already = " already, in an earlier start" if state == run.start else ""
             run.reporter.event("finished", step=state.step, message=f"{run.directory.root}: finished after step {state.step}{already}")
