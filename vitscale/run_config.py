@@ -48,7 +48,7 @@ class TrainConfig(Config):
     global_batch: int = Field(ge=1)
     """Samples per optimizer step, over all ranks and accumulation steps."""
     log_every_steps: int = Field(default=10, ge=1, json_schema_extra=OPERATIONAL)
-    """Optimizer steps between log lines; between them nothing waits for the device."""
+    """Optimizer steps between log lines; between them no metric leaves the device."""
     log_images: int = Field(default=16, ge=0, json_schema_extra=OPERATIONAL)
     """Augmented inputs shown in TensorBoard at the start of the run and of every resume; 0 shows none."""
 

@@ -87,6 +87,9 @@ def test_a_killed_process_is_reported_with_the_likely_cause() -> None:
 
 
 def test_a_process_that_ends_by_itself_did_not_run_out_of_memory() -> None:
+    error = _explain_loss(-7)
+    assert isinstance(error, DataError)
+    assert "/dev/shm" in str(error)
     error = _explain_loss(1)
     assert isinstance(error, UsageError)
     assert 'call vitscale from under `if __name__ == "__main__":`' in str(error)

@@ -86,6 +86,11 @@ def _explain_loss(exit_code: int | None) -> UserError:
             f"A loader process ended by itself (exit code {exit_code}); its error stands above. Loader processes import the script that"
             ' trains: call vitscale from under `if __name__ == "__main__":` there, or set data.num_workers to 0.'
         )
+    if exit_code == -signal.SIGBUS:
+        return DataError(
+            "A loader process was killed by SIGBUS: the shared memory in /dev/shm is full. Give the container more of it"
+            " (docker run --shm-size=8g), or lower data.num_workers or data.prefetch."
+        )
     return DataError(
         f"A loader process was killed (exit code {exit_code}), most often because memory ran out."
         " Lower data.num_workers, data.window or data.prefetch, or give the job more memory."

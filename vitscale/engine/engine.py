@@ -150,7 +150,11 @@ class Engine:
         internals.destroy(engine)
 
     def _seed_random_operations(self, step: int) -> None:
-        """Whatever a forward pass draws depends on this alone, so that a resume needs no generator state."""
+        """Whatever torch draws in a forward pass depends on this alone, so that a resume needs no generator state.
+
+        The ranks draw differently, so the draws change with their number: what must not (augmentation, mixing) is drawn per
+        sample by the loader.
+        """
         key = counter_key(self._seed, "step", step, self._ranks.rank) >> 1
         # Not torch.manual_seed: it records a stack trace for every backend that is not in use, milliseconds a step.
         torch.default_generator.manual_seed(key)

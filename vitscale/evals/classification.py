@@ -49,12 +49,15 @@ class ClassificationEval:
     Raises `DataError` when the data set has no classes.
     """
 
-    def __init__(self, config: ClassificationConfig, *, dataset: Dataset, model: ModelConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, config: ClassificationConfig, *, dataset: Dataset, model: ModelConfig, ranks: Ranks, pin_memory: bool = False
+    ) -> None:
         if dataset.num_classes is None:
             raise DataError(f"{config.path}: this data set has no classes, so accuracy cannot be measured; pack it with labels")
         self.config = config
         self.dataset = dataset
         self._num_classes = dataset.num_classes
+        self._pin_memory = pin_memory
         self._share = Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=config.num_workers, prefetch=_PREFETCH_BATCHES)
         self._transform = EvalTransform(
             image_size=model.image_size,
@@ -81,7 +84,13 @@ class ClassificationEval:
         return {"top1": top1 / num_samples, "top5": top5 / num_samples, "num_samples": float(num_samples)}
 
     def _count(self, predict: Callable[[Batch], Tensor]) -> Tensor:
-        loader = eval_loader(dataset=self.dataset, transform=self._transform, share=self._share, batch_size=self.config.batch_size)
+        loader = eval_loader(
+            dataset=self.dataset,
+            transform=self._transform,
+            share=self._share,
+            batch_size=self.config.batch_size,
+            pin_memory=self._pin_memory,
+        )
         counts: Tensor | None = None
         try:
             for batch in loader:

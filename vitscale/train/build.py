@@ -59,7 +59,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
         jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
         decision = _decide(config, directory=directory, allow_change=allow_change)
         dataset, order = _open_data(config)
-        evaluations = build_evaluations(config, ranks=ranks, train_classes=dataset.classes)
+        evaluations = build_evaluations(config, ranks=ranks, train_classes=dataset.classes, pin_memory=plan.device == "cuda")
         with torch.device("meta"):
             objective = config.objective.build(config.model.build())
         initial = initial_values(config, objective, resuming=decision.checkpoint is not None)

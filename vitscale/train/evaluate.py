@@ -39,7 +39,7 @@ def evaluate_checkpoint(config: RunConfig, *, checkpoint: Path | None) -> dict[s
     dtype = _DTYPES[decide_precision(config, cluster=cluster)]
     loaded: dict[Kind, Objective] = {}
     results = {}
-    for evaluation in build_evaluations(config, ranks=ranks):
+    for evaluation in build_evaluations(config, ranks=ranks, pin_memory=cluster.device == "cuda"):
         kind: Kind = "ema" if evaluation.weights == "ema" else "weight"
         if kind not in loaded:
             load = partial(load_objective, config, reader=reader, kind=kind, device=device, dtype=dtype)

@@ -22,15 +22,19 @@ class Evaluation:
     every_steps: int | None
 
 
-def build_evaluations(config: RunConfig, *, ranks: Ranks, train_classes: Sequence[str] | None = None) -> tuple[Evaluation, ...]:
+def build_evaluations(
+    config: RunConfig, *, ranks: Ranks, train_classes: Sequence[str] | None = None, pin_memory: bool = False
+) -> tuple[Evaluation, ...]:
     """Open every evaluation's data set. All ranks call this, and all raise the `DataError` or `ConfigError` of any of them.
 
-    `train_classes` are the training data's class names, which those of the evaluations must equal.
+    `train_classes` are the training data's class names, which those of the evaluations must equal; `pin_memory` is for a GPU.
     """
-    return jointly(lambda: tuple(_build(config, name, ranks=ranks, train_classes=train_classes) for name in config.evals))
+    return jointly(
+        lambda: tuple(_build(config, name, ranks=ranks, train_classes=train_classes, pin_memory=pin_memory) for name in config.evals)
+    )
 
 
-def _build(config: RunConfig, name: str, *, ranks: Ranks, train_classes: Sequence[str] | None) -> Evaluation:
+def _build(config: RunConfig, name: str, *, ranks: Ranks, train_classes: Sequence[str] | None, pin_memory: bool) -> Evaluation:
     evaluation = config.evals[name]
     dataset = open_dataset(evaluation.path)
     if train_classes is not None and dataset.classes is not None and dataset.classes != tuple(train_classes):
@@ -38,7 +42,7 @@ def _build(config: RunConfig, name: str, *, ranks: Ranks, train_classes: Sequenc
             f"evals.{name}.path: {evaluation.path} has the classes {_shown(dataset.classes)}, the training data {_shown(train_classes)};"
             " accuracy would compare different things. Pack both with the same class names in the same order."
         )
-    evaluator = ClassificationEval(evaluation, dataset=dataset, model=config.model, ranks=ranks)
+    evaluator = ClassificationEval(evaluation, dataset=dataset, model=config.model, ranks=ranks, pin_memory=pin_memory)
     return Evaluation(name=name, evaluator=evaluator, weights=evaluation.weights, every_steps=evaluation.every_steps)
 
 
