@@ -45,6 +45,17 @@ def test_stopping_and_resuming_changes_nothing(tmp_path: Path, zero_stage: int) 
     assert events(parts.run_dir, "resume")
 
 
+def test_a_resume_makes_up_for_an_evaluation_that_a_stop_left_out(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, f"evals.test={{kind: classification, path: {tmp_path}/shards, every_steps: 3}}")
+    with pytest.raises(StopRequested):
+        api.train(config, stop_at_step=3)
+    assert "eval/test/top1" not in (config.run_dir / "metrics.jsonl").read_text()
+    for _ in range(2):
+        api.train(config)
+        records = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in records if "eval/test/top1" in record] == [3, 6]
+
+
 def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     api.train(config)

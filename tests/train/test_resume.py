@@ -1,6 +1,7 @@
 """Where a run continues, and the changes that it refuses to continue with."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from tests.train.tiny_run import pack_tiny, tiny_config
 from vitscale import api
 from vitscale.config import CheckpointError, ConfigError, UserError
 from vitscale.plan.cluster import Cluster
-from vitscale.plan.plan import make_plan, resolve
+from vitscale.plan.plan import Plan, make_plan, resolve
 from vitscale.run_config import RunConfig
-from vitscale.train.resume import changed_keys, decide_resume
+from vitscale.train.resume import ResumeDecision, changed_keys, decide_resume
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +22,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def plan_of(config: RunConfig) -> Plan:
+    return make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33))
+
+
 def resolved(root: Path, *overrides: str) -> RunConfig:
     config = tiny_config(root, *overrides)
-    return resolve(config, plan=make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33)))
+    return resolve(config, plan=plan_of(config))
+
+
+def decide(config: RunConfig, *, checkpoints: Path, allow_change: Sequence[str] = ()) -> ResumeDecision:
+    return decide_resume(config, plan=plan_of(config), checkpoints=checkpoints, allow_change=allow_change)
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_a_torn_one_explained(finished: Path, tmp_path: Path) -> None:
@@ -33,14 +42,14 @@ def test_the_newest_whole_checkpoint_is_taken_and_a_torn_one_explained(finished:
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(content)
-    decision = decide_resume(resolved(finished), checkpoints=checkpoints, allow_change=[])
+    decision = decide(tiny_config(finished), checkpoints=checkpoints)
     assert decision.checkpoint is not None
     assert decision.checkpoint.endswith("step-00000004")
     assert any("passed over step-00000006" in message and "sha256" in message for message in decision.messages)
 
 
 def test_nothing_to_resume(tmp_path: Path, finished: Path) -> None:
-    assert decide_resume(resolved(finished), checkpoints=tmp_path / "none", allow_change=[]).checkpoint is None
+    assert decide(tiny_config(finished), checkpoints=tmp_path / "none").checkpoint is None
 
 
 def test_only_damaged_checkpoints_are_not_silently_replaced_by_a_fresh_start(finished: Path, tmp_path: Path) -> None:
@@ -49,7 +58,7 @@ def test_only_damaged_checkpoints_are_not_silently_replaced_by_a_fresh_start(fin
     for tensors in checkpoints.glob("*/rank-00000.safetensors"):
         tensors.write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of the checkpoints here is whole"):
-        decide_resume(resolved(finished), checkpoints=checkpoints, allow_change=[])
+        decide(tiny_config(finished), checkpoints=checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +74,14 @@ def test_only_damaged_checkpoints_are_not_silently_replaced_by_a_fresh_start(fin
 )
 def test_a_change_of_what_the_run_computes_is_refused_by_key_until_allowed(finished: Path, overrides: list[str], keys: list[str]) -> None:
     checkpoints = finished / "runs" / "tiny" / "checkpoints"
-    changed = resolved(finished, *overrides)
+    changed = tiny_config(finished, *overrides)
     with pytest.raises(CheckpointError) as caught:
-        decide_resume(changed, checkpoints=checkpoints, allow_change=[])
+        decide(changed, checkpoints=checkpoints)
     for key in keys:
         assert f"{key}: was" in str(caught.value)
         assert f"--allow-change {key}" in str(caught.value)
     allowed = [key.partition(".")[0] for key in keys]
-    assert decide_resume(changed, checkpoints=checkpoints, allow_change=allowed).checkpoint is not None
+    assert decide(changed, checkpoints=checkpoints, allow_change=allowed).checkpoint is not None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +104,7 @@ def test_a_change_of_how_it_is_carried_out_is_free(finished: Path, override: str
 
 def test_allowing_an_unknown_key_is_an_error(finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"--allow-change optim.lrr: .* did you mean 'optim.lr'"):
-        decide_resume(resolved(finished), checkpoints=finished / "runs" / "tiny" / "checkpoints", allow_change=["optim.lrr"])
+        decide(tiny_config(finished), checkpoints=finished / "runs" / "tiny" / "checkpoints", allow_change=["optim.lrr"])
 
 
 def test_another_data_set_under_the_same_path_is_refused(tmp_path: Path) -> None:
@@ -105,3 +114,10 @@ def test_another_data_set_under_the_same_path_is_refused(tmp_path: Path) -> None
     pack_tiny(tmp_path, num_samples=200)
     with pytest.raises(UserError, match="manifest_sha256"):
         api.train(config)
+
+
+@pytest.mark.parametrize(("global_batch", "lanes"), [(32, 4), (8, 4), (6, 2)])
+def test_open_lanes_stay_those_of_the_run_where_they_divide_the_batch(finished: Path, global_batch: int, lanes: int) -> None:
+    changed = tiny_config(finished, "data.lanes=auto", f"train.global_batch={global_batch}")
+    allowed = ["train.global_batch", "data.lanes"] if lanes != 4 else ["train.global_batch"]
+    assert decide(changed, checkpoints=finished / "runs" / "tiny" / "checkpoints", allow_change=allowed).lanes == lanes

@@ -89,6 +89,13 @@ def decide_precision(config: RunConfig, *, cluster: Cluster) -> Precision:
     return "bf16" if cluster.device == "cuda" else "fp32"
 
 
+def with_lanes(plan: Plan, *, lanes: int) -> Plan:
+    """The plan with another number of lanes: that of the run which it goes on with."""
+    if lanes == plan.lanes:
+        return plan
+    return dataclasses.replace(plan, lanes=lanes, reasons=(*plan.reasons, f"data.lanes: {lanes} after all, as the run began with"))
+
+
 def resolve(config: RunConfig, *, plan: Plan) -> RunConfig:
     """The configuration with every `auto` that the result depends on filled in. How the work is spread stays open, so
     that the run may go on with another number of ranks."""

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from vitscale.engine.engine import Engine, build_engine
 from vitscale.engine.processes import init_process_group
 from vitscale.objectives.base import Objective
 from vitscale.plan.cluster import Cluster, detect_cluster
-from vitscale.plan.plan import Plan, make_plan, resolve
+from vitscale.plan.plan import Plan, make_plan, resolve, with_lanes
 from vitscale.run_config import RunConfig, dump_run_config
 from vitscale.train.environment import environment_json, start_rank_log, stop_rank_log
 from vitscale.train.evaluations import build_evaluations
@@ -52,12 +52,13 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
     cluster = detect_cluster(device=config.parallel.device, world_size=1)
     ranks = init_process_group(cluster.device)
     plan = make_plan(config, cluster=_agreed(detect_cluster(device=config.parallel.device, world_size=ranks.world_size)))
-    config = resolve(config, plan=plan)
     directory = RunDirectory(root=config.run_dir)
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(exclusive(directory)))
         jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
-        decision = _decide(config, directory=directory, allow_change=allow_change)
+        decision = _decide(config, plan=plan, directory=directory, allow_change=allow_change)
+        plan = with_lanes(plan, lanes=decision.lanes)
+        config = resolve(config, plan=plan)
         dataset, order = _open_data(config)
         evaluations = build_evaluations(config, ranks=ranks, train_classes=dataset.classes, pin_memory=plan.device == "cuda")
         with torch.device("meta"):
@@ -103,13 +104,9 @@ def _start_log(directory: RunDirectory, *, rank: int, stack: contextlib.ExitStac
         stack.callback(stop_rank_log, start_rank_log(directory.rank_log(rank)))
 
 
-def _decide(config: RunConfig, *, directory: RunDirectory, allow_change: Collection[str]) -> ResumeDecision:
-    def scan() -> dict[str, object]:
-        decision = decide_resume(config, checkpoints=directory.checkpoints, allow_change=allow_change)
-        return {"checkpoint": decision.checkpoint, "messages": decision.messages, "changed": decision.changed}
-
-    shared = on_main(scan)
-    return ResumeDecision(checkpoint=shared["checkpoint"], messages=tuple(shared["messages"]), changed=tuple(shared["changed"]))
+def _decide(config: RunConfig, *, plan: Plan, directory: RunDirectory, allow_change: Collection[str]) -> ResumeDecision:
+    shared = on_main(lambda: asdict(decide_resume(config, plan=plan, checkpoints=directory.checkpoints, allow_change=allow_change)))
+    return ResumeDecision(**shared | {"messages": tuple(shared["messages"]), "changed": tuple(shared["changed"])})
 
 
 def _open_data(config: RunConfig) -> tuple[Dataset, Order]:

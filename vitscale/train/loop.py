@@ -1,4 +1,4 @@
-"""The training loop: batch, step, report, evaluate, save, until the samples are used up or somebody asks to stop."""
+"""The training loop: batch, step, report, save, evaluate, until the samples are used up or somebody asks to stop."""
 
 from collections.abc import Sequence
 
@@ -22,6 +22,9 @@ def train_loop(run: Run) -> TrainState:
     clock, pending = StepClock(), PendingSteps(steps_done=state.step)
     if state.step < run.num_steps and run.stop.is_reached(state.step):
         raise StopRequested(run.stopped_message(state))
+    for evaluation in run.missed_evaluations():
+        run.evaluate(evaluation, state)
+    clock.skip()
     while state.step < run.num_steps:
         with clock.waiting_for_data():
             batch = next(run.batches)
@@ -44,12 +47,13 @@ def train_loop(run: Run) -> TrainState:
         if summary is not None:
             # Before anything is kept: a loss that is not finite raises here.
             run.reporter.steps(state, summary, lr=rate, timing=clock.collect(images_per_step=plan.global_batch))
-        for evaluation in evaluations:
-            run.evaluate(evaluation, state)
         if save:
             run.save(state)
         if stop and state.step < run.num_steps:
             raise StopRequested(run.stopped_message(state))
+        # After the save: an evaluation that fails, or is cut short, costs no training. A resume makes up for it.
+        for evaluation in evaluations:
+            run.evaluate(evaluation, state)
         clock.skip()
     return state
 

@@ -8,22 +8,25 @@ from pathlib import Path
 from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, ConfigError, binding_values, decode, parse_yaml
+from vitscale.plan.plan import Plan, resolve, with_lanes
 from vitscale.run_config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeDecision:
     """`checkpoint` is None for a start from scratch; `messages` say from where and why not from something newer, `changed`
-    are the settings that differ from the checkpoint's on request."""
+    are the settings that differ from the checkpoint's on request, `lanes` is the number of lanes to go on with."""
 
     checkpoint: str | None
     messages: tuple[str, ...]
+    lanes: int
     changed: tuple[str, ...] = ()
 
 
-def decide_resume(config: RunConfig, *, checkpoints: Path, allow_change: Collection[str]) -> ResumeDecision:
-    """Scan the run's checkpoints and compare the newest whole one's configuration with `config` (resolved). Rank 0 only.
+def decide_resume(config: RunConfig, *, plan: Plan, checkpoints: Path, allow_change: Collection[str]) -> ResumeDecision:
+    """Scan the run's checkpoints and compare the newest whole one's configuration with `config`. Rank 0 only.
 
+    What `config` leaves open is compared as `plan` decides it; open lanes stay those of the run where they divide the batch.
     `allow_change` lists dotted keys, or sections, that may differ. Raises `CheckpointError` naming every other key that
     differs, and when there are checkpoints of which none is whole, since starting over would throw that work away.
     """
@@ -36,9 +39,14 @@ def decide_resume(config: RunConfig, *, checkpoints: Path, allow_change: Collect
                 f"{checkpoints}: none of the checkpoints here is whole ({'; '.join(passed_over)}). To start over, move the folder"
                 " away or give the run another name (name=...)."
             )
-        return ResumeDecision(checkpoint=None, messages=passed_over)
+        return ResumeDecision(checkpoint=None, messages=passed_over, lanes=plan.lanes)
     reader = CheckpointReader(found.checkpoint)
     previous = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(found.checkpoint)), source=str(found.checkpoint))
+    lanes = previous.data.lanes
+    assert isinstance(lanes, int), "a checkpoint's configuration is resolved"
+    if config.data.lanes != "auto" or plan.global_batch % lanes:
+        lanes = plan.lanes
+    config = resolve(config, plan=with_lanes(plan, lanes=lanes))
     changed = changed_keys(previous, config)
     _check_allowed(allow_change, known={key for key, _ in binding_values(config)} | {key for key, _ in binding_values(previous)})
     refused = {key: values for key, values in changed.items() if not _is_allowed(key, allow_change)}
@@ -51,7 +59,7 @@ def decide_resume(config: RunConfig, *, checkpoints: Path, allow_change: Collect
         )
     accepted = tuple(f"changed on request: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items())
     origin = f"resuming from {found.checkpoint.name} (step {reader.manifest.step})"
-    return ResumeDecision(checkpoint=str(found.checkpoint), messages=(origin, *passed_over, *accepted), changed=tuple(changed))
+    return ResumeDecision(checkpoint=str(found.checkpoint), messages=(origin, *passed_over, *accepted), lanes=lanes, changed=tuple(changed))
 
 
 def changed_keys(previous: RunConfig, current: RunConfig) -> dict[str, tuple[object, object]]:

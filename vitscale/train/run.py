@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vitscale.checkpoint.retention import prune
 from vitscale.checkpoint.save import save_checkpoint
 from vitscale.data.types import Batch
+from vitscale.dist.agreement import on_main
 from vitscale.engine.engine import Engine
 from vitscale.plan.plan import Plan
 from vitscale.run_config import RunConfig, dump_run_config
@@ -46,6 +47,13 @@ class Run:
         """The evaluations to run after this step; all of them after the last one."""
         at_end = step == self.num_steps
         return [e for e in self.evaluations if at_end or (e.every_steps is not None and step % e.every_steps == 0)]
+
+    def missed_evaluations(self) -> list[Evaluation]:
+        """Those due at the step that a resume begins with and not in metrics.jsonl: the start before ended too early. All ranks."""
+        if self.start.step == 0:
+            return []
+        done = on_main(lambda: sorted(self.directory.evaluations_of(self.start.step)))
+        return [evaluation for evaluation in self.due_evaluations(self.start.step) if evaluation.name not in done]
 
     def evaluate(self, evaluation: Evaluation, state: TrainState) -> None:
         """Run one evaluation and report it. All ranks."""

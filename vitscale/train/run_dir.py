@@ -69,6 +69,14 @@ class RunDirectory:
                 values |= json.loads(line)
         return {key: value for key, value in values.items() if key not in ("step", "samples")}
 
+    def evaluations_of(self, step: int) -> set[str]:
+        """Names of the evaluations whose results at `step` are in metrics.jsonl."""
+        if not self.metrics.exists():
+            return set()
+        records = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        keys = [key.split("/") for record in records if record["step"] == step for key in record]
+        return {parts[1] for parts in keys if parts[0] == "eval"}
+
     def rewind_logs(self, *, step: int) -> None:
         """Drop what the logs say of steps after `step`, which are about to be done again. Rank 0 only."""
         for path in [self.metrics, *sorted((self.root / "samples").glob("rank-*.jsonl"))]:
