@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from vitscale.config import UserError
 from vitscale.run_config import dump_run_config
@@ -108,10 +109,14 @@ def _run_trial(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"error": None}
 
 
-class _Progress(tune.Callback):
-    """Runs in the command's process: a line for each trial that starts or ends, and the errors by trial."""
+class _Progress(TrialProgressCallback):
+    """Runs in the command's process: a line for each trial that starts or ends, and the errors by trial.
+
+    It takes the place of Tune's own reporter, which prints every result.
+    """
 
     def __init__(self, *, num_trials: int) -> None:
+        super().__init__()
         self.errors: dict[str, str] = {}
         self._num_trials = num_trials
         self._num_ended = 0
@@ -119,6 +124,9 @@ class _Progress(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Tune calls this when a trial was started."""
         print(f"started {_name(trial)}", flush=True)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        """Tune calls this with what a trial returned, before it is complete: nothing to tell yet."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Tune calls this when a trial returned."""
