@@ -1,9 +1,10 @@
-"""The public API, the same that the commands use: load_config, plan, train, evaluate."""
+"""The public API, the same that the commands use: load_config, plan, train, evaluate, export."""
 
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vitscale.config import UserError
 from vitscale.engine.processes import shutdown
@@ -12,9 +13,10 @@ from vitscale.plan.plan import Plan, make_plan
 from vitscale.run_config import RunConfig, load_run_config
 from vitscale.train.build import open_run
 from vitscale.train.evaluate import evaluate_checkpoint
+from vitscale.train.export import export_checkpoint
 from vitscale.train.loop import train_loop
 
-__all__ = ["Cluster", "Plan", "RunConfig", "TrainResult", "evaluate", "load_config", "plan", "train"]
+__all__ = ["Cluster", "Plan", "RunConfig", "TrainResult", "evaluate", "export", "load_config", "plan", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +72,23 @@ def evaluate(config: RunConfig, *, checkpoint: str | Path | None = None) -> dict
         return evaluate_checkpoint(config, checkpoint=Path(checkpoint) if checkpoint is not None else None)
     finally:
         shutdown()
+
+
+def export(
+    config: RunConfig,
+    *,
+    layout: Literal["timm", "hf"],
+    weights: Literal["model", "ema"] = "model",
+    checkpoint: str | Path | None = None,
+    output: str | Path | None = None,
+) -> Path:
+    """Write a checkpoint's weights (default: the run's newest whole one) as one safetensors file under the names of timm or
+    Hugging Face, and return its path (default: `export/<layout>.safetensors` in the run directory). Raises `CheckpointError`
+    or `ConfigError`."""
+    return export_checkpoint(
+        config,
+        layout=layout,
+        kind="ema" if weights == "ema" else "weight",
+        checkpoint=Path(checkpoint) if checkpoint is not None else None,
+        output=Path(output) if output is not None else None,
+    )

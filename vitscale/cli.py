@@ -1,6 +1,7 @@
 """The `vitscale` command. Imports of torch and the library wait inside the commands, so that `--help` answers at once."""
 
 import sys
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,21 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at configurations.")
 app.add_typer(config_app, name="config")
+
+
+class Layout(StrEnum):
+    """Whose names exported tensors get."""
+
+    TIMM = "timm"
+    HF = "hf"
+
+
+class Weights(StrEnum):
+    """Which of a checkpoint's weights."""
+
+    MODEL = "model"
+    EMA = "ema"
+
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A run's YAML file.")]
 OverridesArgument = Annotated[
@@ -91,6 +107,26 @@ def evaluate(
         results = api.evaluate(run_config, checkpoint=checkpoint)
         if current_ranks().is_main:
             print(json.dumps(results, indent=2))
+
+
+@app.command(epilog="Example: vitscale export configs/pretrain/fashion_mnist_vit.yaml --layout timm")
+def export(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    layout: Annotated[Layout, typer.Option(help="Whose names the tensors get.")] = Layout.TIMM,
+    weights: Annotated[Weights, typer.Option(help="The trained weights or their moving average.")] = Weights.MODEL,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A checkpoint or run directory; default: the run's newest.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="Default: export/LAYOUT.safetensors in the run directory.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a checkpoint's weights as one safetensors file that timm or Hugging Face transformers load."""
+    with present_errors(debug=debug):
+        from vitscale import api
+
+        run_config = api.load_config(config, overrides=overrides or [])
+        print(api.export(run_config, layout=layout.value, weights=weights.value, checkpoint=checkpoint, output=output))
 
 
 @app.command(epilog="Example: vitscale plan configs/pretrain/fashion_mnist_vit.yaml --world-size 8")

@@ -53,9 +53,7 @@ def load_objective(config: RunConfig, *, reader: CheckpointReader, kind: Kind, d
 
     Raises `CheckpointError` when names or shapes differ.
     """
-    with torch.device("meta"):
-        objective = config.objective.build(config.model.build())
-    _check_fits(objective, reader=reader, kind=kind)
+    objective = check_fits(config, reader=reader, kind=kind)
     objective.to_empty(device=device).to(dtype)
     with torch.no_grad():
         for name, parameter in objective.named_parameters():
@@ -63,16 +61,20 @@ def load_objective(config: RunConfig, *, reader: CheckpointReader, kind: Kind, d
     return objective.eval()
 
 
-def _check_fits(objective: Objective, *, reader: CheckpointReader, kind: Kind) -> None:
+def check_fits(config: RunConfig, *, reader: CheckpointReader, kind: Kind) -> Objective:
+    """The configuration's objective on the meta device, if the checkpoint's names and shapes are its own, else `CheckpointError`."""
+    with torch.device("meta"):
+        objective = config.objective.build(config.model.build())
     wanted = {name: tuple(parameter.shape) for name, parameter in objective.named_parameters()}
     stored = reader.shapes(kind)
     if not stored:
-        raise CheckpointError(f"{reader.path}: holds no {_WHICH[kind]}; evaluate the other weights (evals.NAME.weights)")
+        raise CheckpointError(f"{reader.path}: holds no {_WHICH[kind]}; use the other weights")
     different = [name for name in {**wanted, **stored} if wanted.get(name) != stored.get(name)]
     if different:
         shown = "; ".join(f"{n}: {stored.get(n)} in the checkpoint, {wanted.get(n)} in the configuration" for n in different[:5])
         more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
         raise CheckpointError(f"{reader.path}: holds another model than the configuration describes ({shown}{more})")
+    return objective
 
 
 class _Predictor:
