@@ -81,7 +81,12 @@ def _run_trials(trials: list[Trial], *, sweep: Sweep, address: str | None, debug
 
 
 def _payload(trial: Trial, *, sweep: Sweep, cluster: ClusterResources, num_parallel: int, debug: bool) -> dict[str, Any]:
-    workers = choose_workers(num_workers=sweep.config.workers, num_runs=num_parallel, device=trial.config.parallel.device, cluster=cluster)
+    workers = choose_workers(
+        num_workers=sweep.config.workers,
+        num_runs=num_parallel,
+        device=trial.config.parallel.device,
+        cluster=dataclasses.replace(cluster, num_cpus=cluster.num_cpus - _WAITING_CPUS),
+    )
     return {
         "name": trial.name,
         "task": make_task(trial.config, debug=debug).to_json(),

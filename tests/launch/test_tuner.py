@@ -17,6 +17,15 @@ from vitscale_launch.sweep import load_sweep
 from vitscale_launch.tuner import run_sweep
 
 
+@pytest.mark.parametrize(("num_cpus", "num_parallel", "cpus"), [(3, 2, 1), (3, 1, 2), (9, 2, 4), (5, 2, 2)])
+def test_workers_leave_a_cpu_to_the_trials_that_wait_for_them(tmp_path: Path, num_cpus: int, num_parallel: int, cpus: int) -> None:
+    sweep = load_sweep(write_sweep(tmp_path))
+    there = ClusterResources(num_cpus=num_cpus, num_gpus=0, is_local=True)
+    payload = tuner._payload(sweep.trials[0], sweep=sweep, cluster=there, num_parallel=num_parallel, debug=False)
+    assert payload["workers"]["cpus"] == cpus
+    assert num_parallel * cpus + 1 <= num_cpus
+
+
 @contextlib.contextmanager
 def session_cluster(**settings: Any) -> Iterator[ClusterResources]:  # noqa: ARG001
     """The cluster that all tests share, in place of one of the sweep's own."""
