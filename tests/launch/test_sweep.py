@@ -7,6 +7,7 @@ import pytest
 
 from tests.train.tiny_run import tiny_values
 from vitscale.config import ConfigError, dump_yaml
+from vitscale.run_config import load_run_config
 from vitscale_launch.sweep import describe_trials, load_sweep, trial_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,3 +107,13 @@ def test_the_sweeps_of_this_repository_decode(path: Path, monkeypatch: pytest.Mo
     sweep = load_sweep(path.relative_to(ROOT))
     assert sweep.config.name == path.stem
     assert len(sweep.trials) > 1
+
+
+def test_the_resolution_sweep_goes_on_with_the_quickstarts_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    quickstart = load_run_config(Path("configs/pretrain/fashion_mnist_vit.yaml"))
+    for trial in load_sweep(Path("configs/sweeps/fashion_resolution.yaml")).trials:
+        assert trial.config.init_from is not None
+        assert Path(trial.config.init_from.path).absolute() == quickstart.run_dir
+        assert trial.config.model.model_copy(update={"image_size": quickstart.model.image_size}) == quickstart.model
+        assert (trial.config.data.path, trial.config.evals) == (quickstart.data.path, quickstart.evals)
