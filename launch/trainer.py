@@ -1,7 +1,6 @@
 """One training run as Ray Train workers: how many, with what resources, and how its end reaches the caller."""
 
 import contextlib
-import contextlib
 import importlib
 import shutil
 import uuid
@@ -103,8 +102,6 @@ def run_training(task: TrainTask, *, run_dir: Path, workers: Workers, max_restar
         raise training_error(error, max_restarts=max_restarts) from error
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            scratch.rmdir()  # unless another start is using it
         with contextlib.suppress(OSError):  # another start of the same run has its folder there
             scratch.rmdir()
     assert isinstance(outcome, dict), "rank 0 returns how the run ended"
