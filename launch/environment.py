@@ -29,8 +29,13 @@ _DEFAULTS = {
     "RAY_AUTH_MODE": "token",
 }
 
-# Nobody takes a local cluster's only machine away with notice: no process need watch for it.
-_LOCAL_DEFAULTS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_LOCAL_DEFAULTS = {
+    # Nobody takes a local cluster's only machine away with notice: no process need watch for it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A local cluster has no API server, but Ray Train asks for one every second, and a helper of it dies with a trace on the
+    # console where a second cluster on this machine leaves open which is meant. An address that refuses is handled quietly.
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+}
 
 _FOR_WORKERS = (
     "DS_ACCELERATOR",

@@ -42,3 +42,12 @@ def test_the_address_given_comes_before_the_environment() -> None:
 def test_workers_elsewhere_get_only_what_concerns_them() -> None:
     environment = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "4", "HOME": "/root", "RAY_AUTH_TOKEN": "secret"}
     assert worker_variables(environment) == {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "4"}
+
+
+def test_only_a_local_cluster_is_said_to_have_no_api_server() -> None:
+    local: dict[str, str] = {}
+    existing: dict[str, str] = {}
+    prepare_environment(local, local=True)
+    prepare_environment(existing, local=False)
+    assert "RAY_API_SERVER_ADDRESS" in local
+    assert "RAY_API_SERVER_ADDRESS" not in existing
