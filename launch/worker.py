@@ -25,8 +25,7 @@ def train_worker(task_text: str) -> dict[str, Any]:
     """
     task = TrainTask.from_json(task_text)
     if not task.debug:
-        # Ray prints the trace of every error that leaves this function, on each rank.
-        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        _keep_traces_off_console()
     _enter_folder(task.folder)
     sys.argv[:] = task.command  # environment.json shows the user's command instead of Ray's
     config = decode(RunConfig, values=task.config, source="the configuration sent to the worker")
@@ -34,6 +33,13 @@ def train_worker(task_text: str) -> dict[str, Any]:
         _wait_for_lock(RunDirectory(root=config.run_dir), seconds=_LOCK_WAIT_SECONDS)
     result = train(config, allow_change=task.allow_change, stop_at_step=task.stop_at_step)
     return {"step": result.step, "samples": result.samples, "values": result.values}
+
+
+def _keep_traces_off_console() -> None:
+    """The command shows what went wrong; the traces of all ranks, also of those who only lost their peer, are in the rank logs."""
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.CRITICAL)
 
 
 def _enter_folder(folder: str) -> None:
