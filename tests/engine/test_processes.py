@@ -73,6 +73,7 @@ def test_ranks_on_one_node_share_its_cores(
     assert chosen == ([] if expected is None else [expected])
 
 
+@pytest.mark.dist
 def test_deepspeed_writes_nothing_to_the_console() -> None:
     script = """
 import json

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from tests.train.tiny_run import losses, tiny_config
 from vitscale.config import UsageError
+from vitscale.engine.processes import shutdown
 from vitscale.train.run_dir import RunDirectory, exclusive
 from vitscale_launch.task import make_task
 from vitscale_launch.worker import _enter_folder, _wait_for_lock, train_worker
@@ -20,6 +21,7 @@ from vitscale_launch.worker import _enter_folder, _wait_for_lock, train_worker
 @pytest.fixture
 def process_group() -> Iterator[None]:
     """A group of one, as Ray Train makes it before the worker's code runs."""
+    shutdown()  # the one that tests of the engine share
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
