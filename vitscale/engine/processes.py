@@ -1,5 +1,6 @@
 """The process group a run lives in: made for one process, for torchrun's, or taken over from whoever made it already."""
 
+import atexit
 import logging
 import os
 import sys
@@ -41,12 +42,22 @@ def init_process_group(device: str) -> Ranks:
     if not dist.is_initialized():
         _make_group(device)
         _owned = True
+        atexit.register(_leave)
     _configure_deepspeed(device)
     return current_ranks()
 
 
 def shutdown() -> None:
-    """Leave the process group if `init_process_group` made it. All ranks call this; engines must be closed before."""
+    """Leave the process group of a single process, if `init_process_group` made it. Engines must be closed before.
+
+    A group of many stays until the processes end, and the next run in them takes it over: a second rendezvous at the
+    launcher's address can meet what is left of the first and wait for ever.
+    """
+    if _owned and dist.is_initialized() and dist.get_world_size() == 1:
+        _leave()
+
+
+def _leave() -> None:
     global _owned
     if _owned and dist.is_initialized():
         # Through DeepSpeed, which keeps groups of its own that would outlive the torch ones.
