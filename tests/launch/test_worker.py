@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import deepspeed
 import pytest
 import torch.distributed as dist
 
@@ -24,7 +25,7 @@ def process_group() -> Iterator[None]:
     shutdown()  # the one that tests of the engine share
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    dist.destroy_process_group()
+    deepspeed.comm.destroy_process_group()  # torch's and what DeepSpeed remembers of it
 
 
 @pytest.mark.usefixtures("process_group")
