@@ -305,6 +305,7 @@ def test_every_help_has_an_example(command: str) -> None:
     assert f"vitscale {command}" in " ".join(result.stdout.partition("Example")[2].split())
 
 
+@pytest.mark.dist
 def test_a_second_process_is_refused_and_a_signal_stops_the_first_which_goes_on_bit_for_bit(home: Path) -> None:
     command = [sys.executable, "-m", "vitscale", "train", "run.yaml", *LONG_RUN]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -72,6 +72,7 @@ def test_a_bug_in_a_worker_keeps_its_trace() -> None:
     stream.close()
 
 
+@pytest.mark.dist
 def test_a_killed_process_is_reported_with_the_likely_cause() -> None:
     stream = PartStream(Numbers(), num_workers=2, prefetch=2)
     rows(stream, 2)
