@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 PARENT = """
@@ -39,6 +41,7 @@ def processes_of_group(group: int) -> set[int]:
     return found
 
 
+@pytest.mark.dist
 def test_loader_processes_outlive_signals_to_the_group_and_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
