@@ -24,7 +24,7 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
-@pytest.mark.parametrize("changes", [{}, {"classes": None}, {"split": None}])
+@pytest.mark.parametrize("changes", [{}, {"classes": None}, {"split": None}, {"shards_root": "s3://bucket/train"}])
 def test_round_trip(changes: dict[str, Any]) -> None:
     original = manifest(**changes)
     assert decode_manifest(encode_manifest(original), path="m") == original
@@ -32,6 +32,27 @@ def test_round_trip(changes: dict[str, Any]) -> None:
 
 def test_bytes_do_not_depend_on_the_order_of_keys() -> None:
     assert encode_manifest(manifest(source={"a": 1, "b": 2})) == encode_manifest(manifest(source={"b": 2, "a": 1}))
+
+
+def test_a_data_set_that_holds_its_tars_says_nothing_about_where_they_lie() -> None:
+    """Its digest, by which checkpoints know it, is the one from before tars could lie elsewhere."""
+    raw = encode_manifest(manifest())
+    assert b"shards_root" not in raw
+    assert json.loads(raw)["digest"] == "7ddbc76d28e812468414a90e33492f09d19555d70d7fe83aba9ca07c7d02da6d"
+    assert b'"shards_root": "/tars"' in encode_manifest(manifest(shards_root="/tars"))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "part-0/000001.tar", "date=2024,a+b@c/x.y.tar"])
+def test_names_of_shards(name: str) -> None:
+    shard = manifest().shards[0].model_copy(update={"name": name})
+    assert decode_manifest(encode_manifest(manifest(shards=(shard,))), path="m").shards[0].name == name
+
+
+@pytest.mark.parametrize("name", ["../a.tar", "a/../b.tar", "/a.tar", "a//b.tar", ".a.tar", "a/.b.tar", "a.tgz", "a b.tar", "a.tar/", "a\n.tar"])
+def test_names_that_leave_the_folder_are_refused(name: str) -> None:
+    shard = manifest().shards[0].model_copy(update={"name": name})
+    with pytest.raises(DataError, match=r"shards\.0\.name"):
+        decode_manifest(encode_manifest(manifest().model_copy(update={"shards": (shard,)})), path="m")
 
 
 def _with_digest(change: Callable[[dict[str, Any]], object]) -> bytes:

@@ -14,14 +14,16 @@ VERSION = 1
 
 _REMEDY = "Restore the file from a copy or pack the data set again."
 
+SHARD_NAME = r"^(?:[A-Za-z0-9_=+,@-][A-Za-z0-9._=+,@-]*/)*[A-Za-z0-9_=+,@-][A-Za-z0-9._=+,@-]*\.tar$"
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Shard(Config):
     """One tar file of the data set."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar$")
-    """File name inside the data set's folder."""
+    name: str = Field(pattern=SHARD_NAME)
+    """Path below the folder of the tars, with slashes; no part starts with a dot."""
     bytes: int = Field(ge=1)
     """Size of the tar."""
     num_samples: int = Field(ge=1)
@@ -46,6 +48,8 @@ class Manifest(Config):
     shards: tuple[Shard, ...] = Field(min_length=1)
     source: dict[str, str | int]
     """What the data set was packed from, and how."""
+    shards_root: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or address where the tars lie; null, and left out of the file, where they lie beside the manifest."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -60,6 +64,8 @@ class Manifest(Config):
 def encode_manifest(manifest: Manifest) -> bytes:
     """The file's bytes: sorted keys, and a digest over all the rest, so that an edit by hand is noticed."""
     values = manifest.model_dump(mode="json")
+    if values["shards_root"] is None:  # data sets that hold their own tars keep the bytes and the digest that they have
+        del values["shards_root"]
     return (json.dumps({**values, "digest": _digest(values)}, indent=2, sort_keys=True) + "\n").encode("ascii")
 
 
