@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webdataset import TarWriter
 
 from vitscale.config import DataError
-from vitscale.data.index import INDEX_DTYPE, build_index, decode_index, encode_index
+from vitscale.data.index import INDEX_DTYPE, build_index, decode_index, encode_index, scan_samples
 from vitscale.data.manifest import Shard
 from vitscale.data.ustar import END_OF_ARCHIVE, member_bytes, parse_sample
 
@@ -88,6 +89,61 @@ def test_folders_are_passed_over(tmp_path: Path) -> None:
     assert build_index(tmp_path / "t.tar").keys == ("./cls_a/x",)
 
 
+NAMES = ["a b.jpg", "ä/ö.jpg", "k" * 98 + ".jpg", "k" * 99 + ".png", "d" * 120 + "/" + "k" * 160 + ".jpg", "日本/写真 1.jpg", "./x (1).jpg"]
+
+
+@pytest.mark.parametrize("dialect", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_foreign_names_are_those_that_webdataset_reads(tmp_path: Path, dialect: int) -> None:
+    samples = {name.rpartition(".")[0]: {"jpg": name.encode(), "cls": b"1"} for name in NAMES}
+    _tarfile(tmp_path / "t.tar", samples, dialect)
+    theirs = {sample["__key__"]: sample["jpg"] for sample in webdataset.WebDataset([str(tmp_path / "t.tar")], shardshuffle=False)}
+    ours = dict(_parsed(tmp_path / "t.tar"))
+    assert {key: members["jpg"] for key, members in ours.items()} == theirs
+    assert len(ours) == len(NAMES)
+
+
+def test_a_size_may_stand_in_a_pax_header_only(tmp_path: Path) -> None:
+    """As of members too large for the ustar field; a reader that takes the header's own size would lose its way."""
+    payload = b"p" * 700
+    extended = pax({"size": str(len(payload))})[:-1024]
+    (tmp_path / "t.tar").write_bytes(extended + with_size(0) + payload + bytes(324) + member("big.cls", b"7") + END_OF_ARCHIVE)
+    with tarfile.open(tmp_path / "t.tar") as archive:
+        assert [info.size for info in archive] == [700, 1]
+    assert _parsed(tmp_path / "t.tar") == [("big", {"png": payload, "cls": b"7"})]
+
+
+def test_members_of_no_sample_are_passed_over_and_named(tmp_path: Path) -> None:
+    parts = ["README", "a.jpg", "._a.jpg", "NOTES", "a.cls", "d/.DS_Store", "b.jpg", "LICENSE"]
+    (tmp_path / "t.tar").write_bytes(b"".join(hidden(name) for name in parts) + END_OF_ARCHIVE)
+    seen: list[str] = []
+    with open(tmp_path / "t.tar", "rb") as file:
+        samples = list(scan_samples(file, path="t", passed_over=seen.append))
+    assert [(sample.key, sample.offset, len(sample.raw)) for sample in samples] == [("a", 1024, 4096), ("b", 6144, 1024)]
+    assert seen == ["README", "._a.jpg", "NOTES", "d/.DS_Store", "LICENSE"]
+    assert _parsed(tmp_path / "t.tar") == [("a", {"jpg": b"a.jpg", "cls": b"a.cls"}), ("b", {"jpg": b"b.jpg"})]
+
+
+def test_two_names_for_one_member_are_refused(tmp_path: Path) -> None:
+    gnu = tarfile.TarInfo("k" * 150 + ".png").tobuf(tarfile.GNU_FORMAT)[:1024]
+    (tmp_path / "t.tar").write_bytes(gnu + pax({"path": "b.png"}) + END_OF_ARCHIVE)
+    with pytest.raises(DataError, match="give one member two names"):
+        build_index(tmp_path / "t.tar")
+
+
+def hidden(name: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(name)
+    return info.tobuf(tarfile.USTAR_FORMAT) + name.encode().ljust(512, b"\0")
+
+
+def _parsed(path: Path) -> list[tuple[str, dict[str, bytes]]]:
+    """Every sample as the reader parses it, in the tar's order."""
+    raw = path.read_bytes()
+    spans = [memoryview(raw)[offset : offset + length] for offset, length, _ in build_index(path).table.tolist()]
+    parsed = [parse_sample(span) for span in spans]
+    return [(key, {extension: bytes(view) for extension, view in members.items()}) for key, members in parsed]
+
+
 def member(name: str, payload: bytes = b"x") -> bytes:
     return member_bytes(name, payload=payload)
 
@@ -100,6 +156,11 @@ def special(kind: bytes) -> bytes:
 
 def named(name: str, dialect: int) -> bytes:
     return tarfile.TarInfo(name).tobuf(dialect)
+
+
+def pax(records: dict[str, str], *, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A member a.png behind a pax header of these records."""
+    return bytes(tarfile.TarInfo._create_pax_generic_header(records, kind, "utf-8")) + member("a.png")  # type: ignore[attr-defined]
 
 
 def with_size(size: int) -> bytes:
@@ -120,15 +181,28 @@ def with_size(size: int) -> bytes:
         (member("a.png") + END_OF_ARCHIVE + member("b.png") + END_OF_ARCHIVE, "data after the end-of-archive mark"),
         (member("a.png") + member("b.png") + member("a.cls") + END_OF_ARCHIVE, "members of sample a are not neighbours"),
         (member("a.png") + member("a.PNG") + END_OF_ARCHIVE, "sample a has two members .png"),
-        (member("noextension") + END_OF_ARCHIVE, "without extension"),
-        (special(tarfile.SYMTYPE) + END_OF_ARCHIVE, "a link, a special file"),
-        (special(tarfile.LNKTYPE) + END_OF_ARCHIVE, "a link, a special file"),
-        (named("../../etc/x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
-        (named("/etc/x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
-        (named("a b.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
-        (named("ä.png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "a name with other characters"),
-        (named("k" * 150 + ".png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "long name of the GNU dialect"),
-        (named("k" * 150 + ".png", tarfile.PAX_FORMAT) + END_OF_ARCHIVE, "a pax header with path="),
+        (member("noextension") + END_OF_ARCHIVE, "without samples"),
+        (special(tarfile.SYMTYPE) + END_OF_ARCHIVE, "a symbolic link, not a regular file"),
+        (special(tarfile.LNKTYPE) + END_OF_ARCHIVE, "a hard link, not a regular file"),
+        (special(tarfile.CHRTYPE) + END_OF_ARCHIVE, "a device, not a regular file"),
+        (special(tarfile.FIFOTYPE) + END_OF_ARCHIVE, "a pipe, not a regular file"),
+        (special(tarfile.GNUTYPE_SPARSE) + END_OF_ARCHIVE, "a sparse file, not a regular file"),
+        (named("../../etc/x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name that climbs out"),
+        (named("a/../b.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name that climbs out"),
+        (named("x" * 120 + "/../../b.png", tarfile.PAX_FORMAT) + END_OF_ARCHIVE, "a name that climbs out"),
+        (named("x" * 120 + "/../../b.png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "a name that climbs out"),
+        (named("/etc/x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "an absolute name"),
+        (named("./../x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name that climbs out"),
+        (named("C:\\x.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "with backslashes"),
+        (named("a\x1b[31m.png", tarfile.USTAR_FORMAT) + END_OF_ARCHIVE, "a name with control characters"),
+        (named("a\u2028b.png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "a name with control characters"),
+        (named("a\udcffb.png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "is not UTF-8"),
+        (named("k" * 5000 + ".png", tarfile.GNU_FORMAT) + END_OF_ARCHIVE, "a name of 5004 characters"),
+        (pax({"path": "b.png", "GNU.sparse.major": "1"}) + END_OF_ARCHIVE, "a sparse file, not a regular one"),
+        (pax({"size": "99999999999"}) + END_OF_ARCHIVE, "larger than 1073741824 bytes"),
+        (pax({"size": "-512"}) + END_OF_ARCHIVE, "a size that is no number"),
+        (pax({"hdrcharset": "BINARY"}) + END_OF_ARCHIVE, "another encoding than UTF-8"),
+        (pax({"path": "b.png"}, kind=tarfile.XGLTYPE) + END_OF_ARCHIVE, "gives every member the same path"),
         (with_size(9 << 30) + END_OF_ARCHIVE, "larger than 1073741824 bytes"),
         (with_size(2 << 30) + END_OF_ARCHIVE, "larger than 1073741824 bytes"),
     ],

@@ -14,6 +14,7 @@ from vitscale.data.ustar import (
     MalformedTarError,
     is_safe_name,
     member_bytes,
+    name_problem,
     padded_bytes,
     parse_sample,
     split_name,
@@ -63,6 +64,60 @@ def test_names_are_split_as_webdataset_splits_them(name: str) -> None:
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "a/../b.png", ".hidden.png", "a//b.png", "a b.png", "ä.png", "", "a/"])
 def test_unsafe_names(name: str) -> None:
     assert not is_safe_name(name)
+
+
+@pytest.mark.parametrize("name", ["._a.png", "d/.hidden.png", "README", "d.e/README", "."])
+def test_members_of_no_sample(name: str) -> None:
+    assert split_name(name)[1] == ""
+
+
+@pytest.mark.parametrize("name", ["a b.png", "ä/日本.png", "d//a.png", ".hidden/a.png", "a..b.png", "k" * 4096])
+def test_foreign_names_that_are_accepted(name: str) -> None:
+    assert name_problem(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "of 0 characters"),
+        ("k" * 4097, "of 4097 characters"),
+        ("/a", "absolute"),
+        ("a\\b", "backslashes"),
+        ("..", "climbs out"),
+        ("../a", "climbs out"),
+        ("a/../b", "climbs out"),
+        ("a/..", "climbs out"),
+        ("a\nb", "control characters"),
+        ("a\x85b", "control characters"),
+        ("a\u2029b", "control characters"),
+        ("a\udc80b", "control characters"),
+    ],
+)
+def test_foreign_names_that_are_refused(name: str, problem: str) -> None:
+    assert problem in str(name_problem(name))
+
+
+@given(
+    key=st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="./"), min_size=1, max_size=180),
+    members=st.dictionaries(EXTENSIONS, st.binary(max_size=1100), min_size=1, max_size=3),
+    writer=st.sampled_from(["gnu", "pax"]),
+)
+def test_a_foreign_sample_is_parsed_back(key: str, members: dict[str, bytes], writer: str) -> None:
+    raw = b"".join(_write(f"{key}.{extension}", payload, writer=writer) for extension, payload in members.items())
+    parsed_key, parsed = parse_sample(memoryview(raw))
+    assert parsed_key == key
+    assert {extension: bytes(view) for extension, view in parsed.items()} == members
+
+
+@given(raw=st.binary(max_size=600), position=st.integers(0, 2600))
+def test_hostile_extension_headers_never_give_a_slice_outside(raw: bytes, position: int) -> None:
+    sample = bytearray(_write("k" * 150 + ".png", b"x" * 700, writer="pax"))
+    sample[position : position + len(raw)] = raw
+    try:
+        _, members = parse_sample(memoryview(sample))
+    except MalformedTarError:
+        return
+    assert all(len(view) <= len(sample) - BLOCK_BYTES for view in members.values())
 
 
 def test_a_prefix_is_part_of_the_name_in_ustar_only() -> None:
@@ -121,7 +176,7 @@ def _write(name: str, payload: bytes, *, writer: str) -> bytes:
     if writer == "ours":
         return member_bytes(name, payload=payload)
     stream = io.BytesIO()
-    dialect = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT}[writer]
+    dialect = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}[writer]
     with tarfile.open(fileobj=stream, mode="w", format=dialect) as archive:
         info = tarfile.TarInfo(name)
         info.size = len(payload)

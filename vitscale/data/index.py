@@ -4,17 +4,18 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vitscale.config import DataError
 from vitscale.data.manifest import Shard
-from vitscale.data.ustar import BLOCK_BYTES, REGULAR_TYPES, header_name, is_safe_name, padded_bytes, split_name
+from vitscale.data.tar_dialects import NOTHING, REGULAR_TYPES, MalformedTarError
+from vitscale.data.ustar import BLOCK_BYTES, header_name, name_problem, padded_bytes, split_name
 
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u8"), ("crc32", "<u4")])
 """Per sample: its first header's offset, the bytes up to the end of its last padding, and their crc32."""
@@ -22,10 +23,9 @@ INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u8"), ("crc32", "<u4")])
 IndexTable = npt.NDArray[np.void]
 
 MAX_MEMBER_BYTES = 1 << 30
+_MAX_EXTENSION_BYTES = 1 << 20
 
-_FOLDER, _PAX, _PAX_GLOBAL = b"5", b"x", b"g"
-# Searched for anywhere in the header: a key that only looks like one of these is refused as well, none is missed.
-_OVERRIDING_PAX_KEYS = (b"path=", b"size=", b"hdrcharset=", b"GNU.sparse")
+_FOLDER = ord("5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,29 @@ class ScannedShard:
     table: IndexTable
     keys: tuple[str, ...]
     members: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScannedSample:
+    """One sample as it lies in a tar: its bytes from the first header to the last padding, for `parse_sample`."""
+
+    key: str
+    offset: int
+    raw: bytes
+    extensions: tuple[str, ...]
+
+    @property
+    def row(self) -> tuple[int, int, int]:
+        """Its row of the index."""
+        return self.offset, len(self.raw), zlib.crc32(self.raw)
+
+
+class ByteStream(Protocol):
+    """What a tar is scanned from: a file, or anything else that is read from front to back."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next `size` bytes, fewer only at the end."""
+        ...
 
 
 def index_name(shard_name: str) -> str:
@@ -71,41 +94,45 @@ def decode_index(raw: bytes, *, shard: Shard, path: str) -> IndexTable:
 
 
 def build_index(path: Path) -> ScannedShard:
-    """Scan the tar at `path` and index its samples, runs of neighbouring members with one key.
-
-    Raises `DataError` for whatever the reader cannot or should not read: damage, a cut, links, long-name and sparse
-    dialects, unsafe names, members without extension, a key in two places, an extension twice in a sample.
-    """
+    """Index the tar at `path`. Raises `DataError`, see `scan_samples`."""
     rows: list[tuple[int, int, int]] = []
-    keys: dict[str, int] = {}
-    extensions: set[str] = set()
-    in_sample: set[str] = set()
-    last_key = None
-    pending = _Pending()
-    for entry in _entries(path):
-        if entry.kind not in REGULAR_TYPES:
-            _refuse_unless_harmless(entry, path=path)
-            pending = pending.followed_by(entry)
+    keys: list[str] = []
+    members: set[str] = set()
+    try:
+        with open(path, "rb") as file:
+            for sample in scan_samples(file, path=str(path)):
+                rows.append(sample.row)
+                keys.append(sample.key)
+                members.update(sample.extensions)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the path.") from None
+    return ScannedShard(table=np.array(rows, dtype=INDEX_DTYPE), keys=tuple(keys), members=frozenset(members))
+
+
+def scan_samples(stream: ByteStream, *, path: str, passed_over: Callable[[str], None] = lambda _: None) -> Iterator[ScannedSample]:
+    """The samples of a tar, runs of neighbouring members with one key, in their order.
+
+    Members that belong to no sample by WebDataset's rule are named to `passed_over`. Raises `DataError` for whatever the
+    reader cannot or should not read, with place and name: damage, a cut, links, special and sparse files, names that climb
+    out or do not print, a key in two places, an extension twice in a sample, a tar without samples. `path` is for messages.
+    """
+    keys: set[str] = set()
+    current: list[_Member] = []
+    for member in _members(stream, path=path, passed_over=passed_over):
+        if current and member.key == current[0].key:
+            if any(member.extension == other.extension for other in current):
+                raise _refusal(path, member, f"sample {member.key} has two members .{member.extension}. Remove one of them")
+            current.append(member)
             continue
-        key, extension = _member(entry, path=path)
-        pending = pending.followed_by(entry)
-        if key == last_key:
-            offset, length, crc = rows[-1]
-            rows[-1] = (offset, length + len(pending.raw), zlib.crc32(pending.raw, crc))
-        else:
-            if key in keys:
-                raise _refusal(path, entry, f"the members of sample {key} are not neighbours. Write the tar sorted by name")
-            keys[key] = len(rows)
-            rows.append((pending.offset, len(pending.raw), zlib.crc32(pending.raw)))
-            in_sample = set()
-        if extension in in_sample:
-            raise _refusal(path, entry, f"sample {key} has two members .{extension}. Remove one of them")
-        in_sample.add(extension)
-        last_key, pending = key, _Pending()
-        extensions.add(extension)
-    if not rows:
-        raise DataError(f"{path}: a tar without samples. Remove it from the data set.")
-    return ScannedShard(table=np.array(rows, dtype=INDEX_DTYPE), keys=tuple(keys), members=frozenset(extensions))
+        if member.key in keys:
+            raise _refusal(path, member, f"the members of sample {member.key} are not neighbours. Write the tar sorted by name")
+        keys.add(member.key)
+        if current:
+            yield _sample(current)
+        current = [member]
+    if not current:
+        raise DataError(f"{path}: a tar without samples (members whose names have a key and an extension). Remove it from the data set.")
+    yield _sample(current)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,85 +141,89 @@ class _Entry:
 
     offset: int
     raw: bytes
-    kind: bytes
+    kind: int
     name: str
-    size: int
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """Bytes since the end of the last member: extension headers belong to the member they precede."""
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A member of a sample with the extension headers before it; `before` is what else lies between it and the last one."""
 
-    offset: int = 0
-    raw: bytes = b""
+    offset: int
+    raw: bytes
+    before: bytes
+    name: str
+    key: str
+    extension: str
 
-    def followed_by(self, entry: _Entry) -> "_Pending":
-        return _Pending(self.offset if self.raw else entry.offset, self.raw + entry.raw)
+
+def _sample(members: list[_Member]) -> ScannedSample:
+    first, *others = members
+    raw = b"".join([first.raw, *(part for member in others for part in (member.before, member.raw))])
+    return ScannedSample(key=first.key, offset=first.offset, raw=raw, extensions=tuple(member.extension for member in members))
 
 
-def _entries(path: Path) -> Iterator[_Entry]:
+def _members(stream: ByteStream, *, path: str, passed_over: Callable[[str], None]) -> Iterator[_Member]:
+    before: list[bytes] = []
+    extensions: list[_Entry] = []
+    for entry in _entries(stream, path=path):
+        if entry.kind in REGULAR_TYPES:
+            problem = name_problem(entry.name.removeprefix("./"))
+            if problem is not None:
+                raise _refusal(path, entry, f"{problem}. Rename the file")
+            key, extension = split_name(entry.name)
+            if extension:
+                raw = b"".join([header.raw for header in extensions] + [entry.raw])
+                offset = extensions[0].offset if extensions else entry.offset
+                yield _Member(offset=offset, raw=raw, before=b"".join(before), name=entry.name, key=key, extension=extension)
+                before, extensions = [], []
+                continue
+            passed_over(entry.name)
+        extensions.append(entry)
+        if entry.kind in REGULAR_TYPES or entry.kind == _FOLDER:
+            before += [header.raw for header in extensions]
+            extensions = []
+
+
+def _entries(stream: ByteStream, *, path: str) -> Iterator[_Entry]:
     """Every entry up to the end-of-archive mark, with headers and lengths checked."""
-    try:
-        with open(path, "rb") as file:
-            yield from _entries_of(file, path=path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the path.") from None
-
-
-def _entries_of(file: BinaryIO, *, path: Path) -> Iterator[_Entry]:
-    offset = 0
+    offset, announced = 0, NOTHING
     while True:
-        header = file.read(BLOCK_BYTES)
+        header = stream.read(BLOCK_BYTES)
         if len(header) < BLOCK_BYTES:
             raise DataError(f"{path}: cut short at byte {offset + len(header)}, no end-of-archive mark. Restore or write the tar again.")
         if not any(header):
             break
-        size = _checked_size(header, offset=offset, path=path)
-        body = file.read(padded_bytes(size))
+        kind, name = header[156], ""
+        size = _checked_size(header, announced=announced.size if kind in REGULAR_TYPES else None, offset=offset, path=path)
+        body = stream.read(padded_bytes(size))
         if len(body) != padded_bytes(size):
             raise DataError(f"{path}: cut short inside the member at byte {offset}. Restore or write the tar again.")
         try:
-            name = header_name(header)
+            name = announced.name or header_name(header)
+            announced = NOTHING if kind in REGULAR_TYPES else announced.after(kind, body[:size])
         except UnicodeDecodeError:
-            name = ""  # refused below as unsafe, with its place
-        yield _Entry(offset=offset, raw=header + body, kind=header[156:157], name=name, size=size)
+            raise DataError(f"{path}: the name of the entry at byte {offset} is not UTF-8: {header[:100]!r}. Rename the file.") from None
+        except MalformedTarError as error:
+            raise DataError(f"{path}: entry {name!r} at byte {offset}: {error}. Write the tar with regular files only.") from None
+        yield _Entry(offset=offset, raw=header + body, kind=kind, name=name)
         offset += len(header) + len(body)
-    while block := file.read(1 << 20):
+    while block := stream.read(1 << 20):
         if any(block):
             raise DataError(f"{path}: data after the end-of-archive mark at byte {offset}. Restore the tar, or split joined tars.")
 
 
-def _checked_size(header: bytes, *, offset: int, path: Path) -> int:
+def _checked_size(header: bytes, *, announced: int | None, offset: int, path: str) -> int:
     checksum = re.fullmatch(rb"[ \0]*([0-7]+)[ \0]*", header[148:156])
     if checksum is None or int(checksum[1], 8) != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
         raise DataError(f"{path}: no valid tar header at byte {offset}. Restore or write the tar again.")
     octal = re.fullmatch(rb"[ \0]*([0-7]+)[ \0]*", header[124:136])
-    if octal is None or int(octal[1], 8) > MAX_MEMBER_BYTES:
-        raise DataError(f"{path}: the member at byte {offset} is larger than {MAX_MEMBER_BYTES} bytes. Leave it out.")
-    return int(octal[1], 8)
+    size = announced if announced is not None else int(octal[1], 8) if octal else MAX_MEMBER_BYTES + 1
+    limit = MAX_MEMBER_BYTES if header[156] in REGULAR_TYPES else _MAX_EXTENSION_BYTES
+    if size > limit:
+        raise DataError(f"{path}: the member at byte {offset} is larger than {limit} bytes. Leave it out.")
+    return size
 
 
-def _refuse_unless_harmless(entry: _Entry, *, path: Path) -> None:
-    """Let through folders and pax headers that carry only attributes such as times, which the reader may pass over."""
-    if entry.kind == _FOLDER:
-        return
-    if entry.kind not in (_PAX, _PAX_GLOBAL):
-        problem = "a link, a special file or a long name of the GNU dialect"
-        raise _refusal(path, entry, f"{problem}. Write the tar with regular files in ustar format")
-    overriding = [key.decode() for key in _OVERRIDING_PAX_KEYS if key in entry.raw[BLOCK_BYTES:]]
-    if overriding:
-        raise _refusal(path, entry, f"a pax header with {overriding[0]}. Write the tar in ustar format with names up to 100 characters")
-
-
-def _member(entry: _Entry, *, path: Path) -> tuple[str, str]:
-    if not is_safe_name(entry.name.removeprefix("./")):
-        problem = "a name with other characters than letters, digits and ._-/ or with a part that starts with a dot"
-        raise _refusal(path, entry, f"{problem}. Rename the file")
-    key, extension = split_name(entry.name)
-    if not extension:
-        raise _refusal(path, entry, "a member without extension. Rename or remove the file")
-    return key, extension
-
-
-def _refusal(path: Path, entry: _Entry, problem: str) -> DataError:
+def _refusal(path: str, entry: _Entry | _Member, problem: str) -> DataError:
     return DataError(f"{path}: entry {entry.name!r} at byte {entry.offset}: {problem}.")

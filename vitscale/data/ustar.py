@@ -1,10 +1,13 @@
 """The bytes of ustar archives: how a member is written, and how the members of one sample are found again without a copy."""
 
 import re
+import unicodedata
+
+from vitscale.data.tar_dialects import NOTHING, REGULAR_TYPES
+from vitscale.data.tar_dialects import MalformedTarError as MalformedTarError
 
 BLOCK_BYTES = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
-REGULAR_TYPES = b"0\0"
 
 _LONGEST_NAME = 100
 _MODE_AND_OWNER = b"0000644\0" + b"0000000\0" + b"0000000\0"
@@ -12,11 +15,9 @@ _MTIME = b"00000000000\0"
 _REST = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK_BYTES - 156, b"\0")  # type, link name, magic, version
 _CHECKSUM_OF_THE_REST = sum(_REST) + 8 * ord(" ")  # the checksum field itself counts as spaces
 _LARGEST_MEMBER = 8**11 - 1
+_LONGEST_FOREIGN_NAME = 4096
+_UNSHOWABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # Unicode's control characters, surrogates, line and paragraph separators
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-
-
-class MalformedTarError(ValueError):
-    """Bytes that are not the headers and payloads of one sample."""
 
 
 def padded_bytes(size: int) -> int:
@@ -40,37 +41,65 @@ def is_safe_name(name: str) -> bool:
     return _SAFE_NAME.fullmatch(name) is not None
 
 
+def name_problem(name: str) -> str | None:
+    """Why a foreign member's name is refused, None for one that is not.
+
+    Names are labels here and never opened as paths. Those that only make sense as an attack on programs that do, or that
+    would garble a terminal or a list of keys, are refused all the same.
+    """
+    if not name or len(name) > _LONGEST_FOREIGN_NAME:
+        return f"a name of {len(name)} characters"
+    if name.startswith("/") or "\\" in name:
+        return "an absolute name or one with backslashes"
+    if ".." in name.split("/"):
+        return "a name that climbs out of its folder"
+    if not (name.isascii() and name.isprintable()) and any(unicodedata.category(letter) in _UNSHOWABLE for letter in name):
+        return "a name with control characters"
+    return None
+
+
 def split_name(name: str) -> tuple[str, str]:
     """(key, extension) by WebDataset's rule: the extension starts at the first dot of the last path part.
 
-    `"a/b.seg.png"` is member `"seg.png"` of sample `"a/b"`. The extension is lower-cased, and empty where there is none.
+    `"a/b.seg.png"` is member `"seg.png"` of sample `"a/b"`. The extension is lower-cased. It is empty for a member that
+    belongs to no sample, because it has none or because its last part starts with a dot, as a Mac's `._a.png` does.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+    return folder + slash + stem, extension.lower() if stem else ""
 
 
 def parse_sample(data: memoryview) -> tuple[str, dict[str, memoryview]]:
     """(key, payload by extension) of the one sample that `data` spans, from its first header to its last padding.
 
     The hot path: payloads are slices of `data`, and header checksums are left to the caller's crc32 over the whole.
-    Extension headers and folders between the members are passed over, as `build_index` has found them harmless.
+    GNU long names and pax headers are obeyed; folders and members that belong to no sample are passed over.
     Raises `MalformedTarError`, also for archives made to mislead: no slice leaves `data`.
     """
     key = None
     members: dict[str, memoryview] = {}
+    announced = NOTHING
     position, end = 0, len(data)
     try:
         while position < end:
             header = bytes(data[position : position + BLOCK_BYTES])
+            kind = header[156]
             size = int(header[124:136].strip(b" \0"), 8)
+            if announced is not NOTHING and announced.size is not None and kind in REGULAR_TYPES:
+                size = announced.size
             start = position + BLOCK_BYTES
-            position = start + padded_bytes(size)
+            position = start - (-size // BLOCK_BYTES) * BLOCK_BYTES  # a call of padded_bytes would show
             if size < 0 or position > end:
                 raise MalformedTarError(f"a member of {size} bytes at {start} leaves the sample's {end} bytes")
-            if header[156] not in REGULAR_TYPES:
+            if kind not in REGULAR_TYPES:
+                announced = announced.after(kind, bytes(data[start : start + size]))
                 continue
-            member_key, extension = split_name(header_name(header))
+            name = header_name(header)
+            if announced is not NOTHING:
+                name, announced = announced.name or name, NOTHING
+            member_key, extension = split_name(name)
+            if not extension:
+                continue
             if key is not None and member_key != key:
                 raise MalformedTarError(f"members of two samples, {key} and {member_key}")
             key = member_key
@@ -85,9 +114,9 @@ def parse_sample(data: memoryview) -> tuple[str, dict[str, memoryview]]:
 
 
 def header_name(header: bytes) -> str:
-    """The member's name with its ustar prefix. Raises `UnicodeDecodeError` for a name that is not ASCII."""
-    name = header[:100].partition(b"\0")[0].decode("ascii")
+    """The member's name with its ustar prefix. Raises `UnicodeDecodeError` for a name that is not UTF-8."""
+    name = header[:100].partition(b"\0")[0].decode()
     # GNU archives ("ustar  ") keep other things where POSIX has the prefix.
     if header[345] and header[257:263] == b"ustar\0":
-        return header[345:500].partition(b"\0")[0].decode("ascii") + "/" + name
+        return header[345:500].partition(b"\0")[0].decode() + "/" + name
     return name
