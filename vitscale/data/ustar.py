@@ -94,9 +94,9 @@ def parse_sample(data: memoryview) -> tuple[str, dict[str, memoryview]]:
             if kind not in REGULAR_TYPES:
                 announced = announced.after(kind, bytes(data[start : start + size]))
                 continue
-            name = header_name(header)
-            if announced is not NOTHING:
-                name, announced = announced.name or name, NOTHING
+            # A long name stands here cut short, perhaps inside a letter: it is not decoded.
+            name = header_name(header) if announced is NOTHING or announced.name is None else announced.name
+            announced = NOTHING
             member_key, extension = split_name(name)
             if not extension:
                 continue
