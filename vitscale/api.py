@@ -1,4 +1,4 @@
-"""The public API, the same that the commands use: load_config, plan, train, evaluate, export."""
+"""The public API, the same that the commands use: load_config, plan, train, evaluate, export, audit."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -11,12 +11,13 @@ from vitscale.engine.processes import shutdown
 from vitscale.plan.cluster import Cluster, detect_cluster
 from vitscale.plan.plan import Plan, make_plan
 from vitscale.run_config import RunConfig, load_run_config
+from vitscale.train.audit import AuditReport, audit_runs
 from vitscale.train.build import open_run
 from vitscale.train.evaluate import evaluate_checkpoint
 from vitscale.train.export import export_checkpoint
 from vitscale.train.loop import train_loop
 
-__all__ = ["Cluster", "Plan", "RunConfig", "TrainResult", "evaluate", "export", "load_config", "plan", "train"]
+__all__ = ["AuditReport", "Cluster", "Plan", "RunConfig", "TrainResult", "audit", "evaluate", "export", "load_config", "plan", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +93,10 @@ def export(
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         output=Path(output) if output is not None else None,
     )
+
+
+def audit(run_a: str | Path, run_b: str | Path, *, samples_only: bool = False) -> AuditReport:
+    """Compare two run directories: logged samples, every common checkpoint bit by bit (not with `samples_only`), losses,
+    configuration, data set. The report's `exit_code` is 0 where it proves them equal. Raises `UsageError`, `DataError` or
+    `CheckpointError` for what cannot be read."""
+    return audit_runs(Path(run_a), Path(run_b), samples_only=samples_only)

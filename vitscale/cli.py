@@ -129,6 +129,27 @@ def export(
         print(api.export(run_config, layout=layout.value, weights=weights.value, checkpoint=checkpoint, output=output))
 
 
+@app.command(epilog="Example: vitscale audit runs/base runs/base_on_8_gpus")
+def audit(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run directory, for example runs/base.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The run directory to compare it with.")],
+    samples_only: Annotated[bool, typer.Option("--samples-only", help="Compare no weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything found as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Prove that two runs saw the same samples in the same order and hold the same weights, or name the first difference.
+
+    Needs the sample logs of both (data.log_samples=true). Exit code: 0 proved, 10 other samples or not proved, 20 other weights.
+    """
+    with present_errors(debug=debug):
+        from vitscale import api
+        from vitscale.train.audit_text import describe_audit
+
+        report = api.audit(run_a, run_b, samples_only=samples_only)
+        sys.stdout.write(report.to_json() + "\n" if as_json else describe_audit(report))
+        raise SystemExit(report.exit_code)
+
+
 @app.command(epilog="Example: vitscale plan configs/pretrain/fashion_mnist_vit.yaml --world-size 8")
 def plan(config: ConfigArgument, overrides: OverridesArgument = None, world_size: WorldSizeOption = 1, debug: DebugOption = False) -> None:
     """Print what a run would do, and why, without starting it."""

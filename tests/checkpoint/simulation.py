@@ -116,12 +116,14 @@ class SimulatedRanks:
             yield
 
 
-def save_as(tensors: Tensors, *, folder: Path, step: int, world_size: int = 1, zero_stage: int = 1) -> Path:
+def save_as(
+    tensors: Tensors, *, folder: Path, step: int, world_size: int = 1, zero_stage: int = 1, state: dict[str, Any] | None = None
+) -> Path:
     """Save a checkpoint as `world_size` simulated ranks; raise what rank 0 raised."""
 
     def work(rank: int) -> Path:
         store = FakeStore(tensors, rank=rank, world_size=world_size, zero_stage=zero_stage, optimizer_steps=step)
-        return save_checkpoint(store, folder=folder, step=step, state={"step": step}, config_text=f"seed: {step}\n")
+        return save_checkpoint(store, folder=folder, step=step, state=state or {"step": step}, config_text=f"seed: {step}\n")
 
     results = SimulatedRanks(world_size).run(work)
     for result in results:
