@@ -22,7 +22,7 @@ VALUES: dict[str, Any] = {
         "image_std": [0.3],
     },
     "objective": {"kind": "supervised", "num_classes": 10},
-    "data": {"path": "shards/train"},
+    "data": {"kind": "shards", "path": "shards/train"},
     "optim": {"lr": 1e-3, "schedule": {"kind": "cosine", "warmup_samples": 100}},
     "train": {"num_samples": 1000, "global_batch": 64},
     "evals": {"test": {"kind": "classification", "path": "shards/test"}},

@@ -99,7 +99,7 @@ def test_stray_bytes_between_the_markers_of_a_jpeg_are_tolerated() -> None:
 
 def sample(**members: bytes) -> RawSample:
     views = {extension: memoryview(data) for extension, data in members.items()}
-    return RawSample(sample_id=0, epoch=0, key="n01/cat", shard="train-00003.tar", members=views)
+    return RawSample(sample_id=0, epoch=0, view=0, key="n01/cat", shard="train-00003.tar", members=views)
 
 
 def test_the_content_tells_the_format_not_the_extension() -> None:

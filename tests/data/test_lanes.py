@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.packed import pack_images
-from vitscale.config import DataError
 from vitscale.data.dataset import Dataset
 from vitscale.data.lanes import BatchSlice, LaneReader, rank_slice, worker_slice
 from vitscale.data.order import Order, Span
+from vitscale.data.reader import SampleReader
 from vitscale.data.storage import Storage
+from vitscale.data.types import LostSample
 
 GLOBAL_BATCH = 32
 WHOLE = BatchSlice(start=0, stop=GLOBAL_BATCH)
@@ -38,6 +39,9 @@ class CountingStorage:
         self.reads.append(length)
         return self.inner.read_range(name, offset=offset, length=length)
 
+    def io_counters(self) -> dict[str, int]:
+        return self.inner.io_counters()
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
@@ -50,7 +54,7 @@ ORDER = Order(num_samples=480, seed=3, lanes=8, block=12, window=2)
 
 def read_steps(dataset: Dataset, *, slices: list[BatchSlice], num_steps: int, consumed: int = 0) -> list[list[tuple[int, int]]]:
     """(epoch, sample id) of each global batch, put together from one reader per slice."""
-    readers = [LaneReader(dataset, order=ORDER) for _ in slices]
+    readers = [LaneReader(SampleReader(dataset), order=ORDER) for _ in slices]
     batches = []
     for step in range(num_steps):
         batch = []
@@ -104,7 +108,7 @@ def reads_of_an_epoch(dataset: Dataset, slices: list[BatchSlice]) -> list[int]:
     """The bytes of each read of the windows of epoch 0, without those read ahead for epoch 1."""
     storage = CountingStorage(dataset.storage)
     for batch_slice in slices:
-        reader = LaneReader(replace(dataset, storage=storage), order=ORDER)
+        reader = LaneReader(SampleReader(replace(dataset, storage=storage)), order=ORDER)
         reader._request = only_first_epoch(reader._request)  # type: ignore[method-assign]
         for step in range(ORDER.num_samples // GLOBAL_BATCH):
             reader.read(step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, batch_slice=batch_slice)
@@ -118,7 +122,7 @@ def only_first_epoch(request: Callable[..., None]) -> Callable[..., None]:
 
 def test_the_next_window_is_read_before_it_is_needed(dataset: Dataset) -> None:
     order = replace(ORDER, block=16)  # no window is shorter than what a batch takes of its lane
-    reader = LaneReader(dataset, order=order)
+    reader = LaneReader(SampleReader(dataset), order=order)
     for step in range(30):
         reader.read(step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, batch_slice=WHOLE)
         under_way = {loading.window for queue in reader._lanes.values() for loading in queue}
@@ -127,7 +131,7 @@ def test_the_next_window_is_read_before_it_is_needed(dataset: Dataset) -> None:
 
 
 def test_samples_are_let_go_as_they_are_handed_out(dataset: Dataset) -> None:
-    reader = LaneReader(dataset, order=ORDER)
+    reader = LaneReader(SampleReader(dataset), order=ORDER)
     for step in range(45):
         reader.read(step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, batch_slice=WHOLE)
         held = [len(loading.samples.result()) for queue in reader._lanes.values() for loading in queue]
@@ -136,21 +140,41 @@ def test_samples_are_let_go_as_they_are_handed_out(dataset: Dataset) -> None:
     reader.close()
 
 
-def test_damage_stops_the_reader_at_the_batch_that_needs_it(tmp_path: Path) -> None:
+def test_damage_loses_one_sample_and_a_missing_shard_all_of_its_own(tmp_path: Path) -> None:
     dataset = pack_images(tmp_path, num_samples=480, samples_per_shard=120)
     shard = tmp_path / "train-00001.tar"
     raw = bytearray(shard.read_bytes())
     raw[int(dataset.read_index(dataset.shards[1])["offset"][60]) + 600] ^= 1  # a payload byte of sample 180
     shard.write_bytes(raw)
-    first_step = next(step for step in range(15) if any(180 in ORDER.window_ids(span.window) for span in spans_of(step)))
-    assert first_step > 0
-    reader = LaneReader(dataset, order=ORDER)
-    for step in range(first_step):
-        reader.read(step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, batch_slice=WHOLE)
-    with pytest.raises(DataError, match=r"train-00001\.tar: sample 180 .*damaged") as caught:
-        reader.read(first_step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, batch_slice=WHOLE)
-    assert "\n" not in str(caught.value)
+    (tmp_path / "train-00002.tar").unlink()
+    reader = LaneReader(SampleReader(dataset), order=ORDER)
+    read = [sample for step in range(15) for sample in reader.read(step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, batch_slice=WHOLE)]
     reader.close()
+    lost = {sample.sample_id: sample for sample in read if isinstance(sample, LostSample)}
+    assert sorted(lost) == [180, *range(240, 360)]
+    assert "train-00001.tar: sample 180 " in lost[180].reason
+    assert "damaged" in lost[180].reason
+    assert "train-00002.tar: cannot be read" in lost[300].reason
+    assert sorted(sample.sample_id for sample in read) == list(range(480)), "each in its place, readable or not"
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 1), (2, 3), (16, 2)])
+def test_repeats_are_views_of_their_own_for_any_topology(dataset: Dataset, world_size: int, num_workers: int) -> None:
+    order = replace(ORDER, repeats=3)
+    batches = []
+    readers = [LaneReader(SampleReader(dataset), order=order) for _ in all_slices(world_size, num_workers)]
+    for step in range(50):
+        batch: list[tuple[int, int]] = []
+        for reader, batch_slice in zip(readers, all_slices(world_size, num_workers), strict=True):
+            read = reader.read(step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, batch_slice=batch_slice)
+            batch += [(sample.sample_id, sample.view) for sample in read]
+        batches.append(batch)
+        assert [sample_id for sample_id, _ in batch] == order.batch_ids(step * GLOBAL_BATCH, global_batch=GLOBAL_BATCH).sample_ids.tolist()
+    for reader in readers:
+        reader.close()
+    seen = sorted(pair for batch in batches[:45] for pair in batch)  # 45 * 32 = 480 * 3 views, the whole of epoch 0
+    assert seen == [(sample_id, view) for sample_id in range(480) for view in range(3)]
+    assert {view for batch in batches[45:] for _, view in batch} <= {3, 4, 5}
 
 
 def spans_of(step: int, *, order: Order = ORDER) -> list[Span]:

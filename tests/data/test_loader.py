@@ -6,10 +6,12 @@ import torch
 from tests.data.packed import pack_images
 from vitscale.config import ConfigError
 from vitscale.data.dataset import Dataset
+from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import EvalLoader, Share, TrainLoader, eval_loader, train_loader
 from vitscale.data.order import Order
+from vitscale.data.source import Demand, ShardData
 from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform
-from vitscale.data.types import Batch
+from vitscale.data.types import Batch, unstaged
 
 ORDER = Order(num_samples=103, seed=3, lanes=8, block=4, window=2)
 
@@ -24,16 +26,15 @@ def share(*, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Share:
 
 
 def train(dataset: Dataset, *, share: Share, global_batch: int = 16, keys: frozenset[str] = frozenset({"image"})) -> TrainLoader:
-    return train_loader(
-        dataset=dataset,
-        order=ORDER,
-        transform=TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig(crop="pad", padding=2, flip=True)),
+    demand = Demand(
+        transform=unstaged(TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig(crop="pad", padding=2, flip=True))),
         seed=9,
         global_batch=global_batch,
-        share=share,
         start_samples=0,
-        batch_keys=keys,
+        rank_slice=rank_slice(global_batch, rank=share.rank, world_size=share.world_size),
+        ledger={},
     )
+    return train_loader(ShardData(dataset=dataset, order=ORDER).parts(demand), share=share, batch_keys=keys)
 
 
 def evaluate(dataset: Dataset, *, share: Share, batch_size: int = 16) -> EvalLoader:

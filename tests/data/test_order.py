@@ -200,4 +200,4 @@ def test_refuses_a_batch_that_the_lanes_do_not_divide(global_batch: int) -> None
 
 
 def test_identity_names_all_that_decides_the_order() -> None:
-    assert make_order().identity() == {"num_samples": 1000, "seed": 7, "lanes": 8, "block": 16, "window": 2}
+    assert make_order().identity() == {"num_samples": 1000, "seed": 7, "lanes": 8, "block": 16, "window": 2, "repeats": 1}

@@ -10,7 +10,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vitscale.config import DataError, UsageError
 from vitscale.data.processes import IGNORED_SIGNALS, PartStream, _explain_loss
-from vitscale.data.types import Batch
 from vitscale.data.worker import Part
 
 
@@ -28,14 +27,14 @@ class Numbers(IterableDataset[Part]):
             if count == self.fail_at:
                 if self.bug:
                     raise KeyError("a bug of ours")
-                yield DataError("train-00000.tar: sample 7 is damaged. Pack it again.")
+                yield Part(error=DataError("train-00000.tar: sample 7 is damaged. Pack it again."))
                 return
-            yield {"row": torch.tensor([worker, count, os.getpid()])}
+            yield Part(batch={"row": torch.tensor([worker, count, os.getpid()])})
 
 
 def rows(stream: PartStream, count: int) -> list[list[int]]:
-    parts: list[Batch | None] = [next(stream) for _ in range(count)]
-    return [part["row"].tolist()[:2] for part in parts if part is not None]
+    batches = [next(stream).batch for _ in range(count)]
+    return [batch["row"].tolist()[:2] for batch in batches if batch is not None]
 
 
 def loader_processes() -> list[multiprocessing.process.BaseProcess]:

@@ -32,7 +32,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 def sample_of(pixels: np.ndarray, label: bytes = b"3") -> RawSample:
     members = {"png": memoryview(png(pixels)), "cls": memoryview(label)}
-    return RawSample(sample_id=0, epoch=0, key="k", shard="train-00000.tar", members=members)
+    return RawSample(sample_id=0, epoch=0, view=0, key="k", shard="train-00000.tar", members=members)
 
 
 def train(pixels: np.ndarray, *, size: int, draw: int = 0, num_channels: int = 3, **augment: Any) -> np.ndarray:
@@ -193,7 +193,7 @@ def test_refuses_a_label_beyond_the_classes() -> None:
 
 
 def test_refuses_a_sample_without_a_label() -> None:
-    bare = RawSample(sample_id=0, epoch=0, key="k", shard="train-00000.tar", members={"png": memoryview(b"")})
+    bare = RawSample(sample_id=0, epoch=0, view=0, key="k", shard="train-00000.tar", members={"png": memoryview(b"")})
     with pytest.raises(DataError, match=r"sample 'k' has no label: expected a member 'cls', found \['png'\]"):
         read_label(bare)
 

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from vitscale.data import worker as worker_module
 from vitscale.data.dataset import Dataset
 from vitscale.data.lanes import rank_slice
 from vitscale.data.order import Order
+from vitscale.data.reader import SampleReader
 from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform
-from vitscale.data.types import Batch, RawSample, SampleFields
+from vitscale.data.types import Batch, RawSample, SampleFields, unstaged
 from vitscale.data.worker import EvalParts, Part, TrainParts, make_batch
 from vitscale.dist.seeding import CounterRng
 
@@ -49,9 +51,9 @@ def as_workers(parts: TrainParts | EvalParts, num_workers: int, monkeypatch: pyt
 
 def train_parts(dataset: Dataset, *, rank: int, world_size: int, global_batch: int, start_samples: int = 0) -> TrainParts:
     return TrainParts(
-        dataset=dataset,
+        open_reader=partial(SampleReader, dataset),
         order=ORDER,
-        transform=TRAIN,
+        transform=unstaged(TRAIN),
         seed=9,
         global_batch=global_batch,
         start_samples=start_samples,
@@ -76,8 +78,9 @@ def train(
         streams += as_workers(parts, num_workers, monkeypatch)
     batches = []
     for _ in range(num_steps):
-        made = [part for part in (next(stream) for stream in streams) if part is not None]
-        assert all(isinstance(part, dict) for part in made)
+        parts = [next(stream) for stream in streams]
+        assert all(part.error is None for part in parts)
+        made = [part.batch for part in parts if part.batch is not None]
         batches.append({key: torch.cat([part[key] for part in made]) for key in made[0]})
     for stream in streams:
         stream.close()  # type: ignore[attr-defined]
@@ -147,7 +150,7 @@ def test_stacks_arrays_integers_and_floats() -> None:
     def transform(sample: RawSample, rng: CounterRng) -> SampleFields:
         return {"mix": np.full(4, sample.sample_id, np.float32), "lam": rng.uniform(), "count": sample.sample_id}
 
-    samples = [RawSample(sample_id=i, epoch=2, key="", shard="", members={}) for i in (5, 6)]
+    samples = [RawSample(sample_id=i, epoch=2, view=2, key="", shard="", members={}) for i in (5, 6)]
     batch = make_batch(samples, transform=transform, seed=1)
     assert {key: values.dtype for key, values in batch.items()} == {
         "mix": torch.float32,
@@ -169,8 +172,8 @@ def eval_parts(dataset: Dataset, *, first: int, stop: int, num_batches: int) -> 
 def test_evaluation_workers_make_whole_batches_in_turn(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
     streams = as_workers(eval_parts(dataset, first=20, stop=50, num_batches=5), num_workers, monkeypatch)
     made = [list(stream) for stream in streams]
-    batches = [made[i % num_workers][i // num_workers] for i in range(5)]
-    assert [batch["sample_id"].tolist() for batch in batches if isinstance(batch, dict)] == [
+    batches = [made[i % num_workers][i // num_workers].batch for i in range(5)]
+    assert [batch["sample_id"].tolist() for batch in batches if batch is not None] == [
         [20, 21, 22, 23, 24, 25, 26, 27],
         [28, 29, 30, 31, 32, 33, 34, 35],
         [36, 37, 38, 39, 40, 41, 42, 43],
@@ -180,26 +183,26 @@ def test_evaluation_workers_make_whole_batches_in_turn(dataset: Dataset, monkeyp
 
 
 def test_padding_rows_are_marked_and_black(dataset: Dataset) -> None:
-    *_, partial, empty = eval_parts(dataset, first=100, stop=103, num_batches=2)
-    assert isinstance(partial, dict)
-    assert isinstance(empty, dict)
-    assert partial["label"].tolist() == [0, 1, 2, -1, -1, -1, -1, -1]
-    assert partial["image"][:3].any()
-    assert not partial["image"][3:].any()
+    *_, short, empty = (part.batch for part in eval_parts(dataset, first=100, stop=103, num_batches=2))
+    assert short is not None
+    assert empty is not None
+    assert short["label"].tolist() == [0, 1, 2, -1, -1, -1, -1, -1]
+    assert short["image"][:3].any()
+    assert not short["image"][3:].any()
     assert {key: (values.shape, values.dtype) for key, values in empty.items()} == {
-        key: (values.shape, values.dtype) for key, values in partial.items()
+        key: (values.shape, values.dtype) for key, values in short.items()
     }
     assert not empty["image"].any()
 
 
-def test_an_undecodable_sample_ends_the_parts_with_the_error_as_a_value(tmp_path: Path) -> None:
+def test_where_nothing_can_be_decoded_the_parts_end_with_the_error_as_a_value(tmp_path: Path) -> None:
     samples = [{"cls": b"0", "png": b"not a picture"} for _ in range(16)]
     dataset = pack(tmp_path, samples, samples_per_shard=16)
     order = Order(num_samples=16, seed=0, lanes=8, block=4, window=2)
     parts = TrainParts(
-        dataset=dataset,
+        open_reader=partial(SampleReader, dataset),
         order=order,
-        transform=TRAIN,
+        transform=unstaged(TRAIN),
         seed=0,
         global_batch=8,
         start_samples=0,
@@ -208,5 +211,5 @@ def test_an_undecodable_sample_ends_the_parts_with_the_error_as_a_value(tmp_path
     for iterable in (parts, eval_parts(dataset, first=0, stop=8, num_batches=1)):
         items = list(islice(iterable, 5))
         assert len(items) == 1
-        assert isinstance(items[0], DataError)
-        assert "cannot be decoded" in str(items[0])
+        assert isinstance(items[0].error, DataError)
+        assert "cannot be decoded" in str(items[0].error)

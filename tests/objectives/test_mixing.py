@@ -105,7 +105,7 @@ def label_and_one_draw(sample: RawSample, rng: CounterRng) -> SampleFields:
 
 def test_transform_adds_its_draw_and_can_be_sent_to_a_worker() -> None:
     transform = pickle.loads(pickle.dumps(WithMixDraws(transform=label_and_one_draw, mixing=BOTH, image_size=16)))
-    sample = RawSample(sample_id=7, epoch=0, key="a", shard="b", members={})
+    sample = RawSample(sample_id=7, epoch=0, view=0, key="a", shard="b", members={})
     fields, again = transform(sample, CounterRng(5)), transform(sample, CounterRng(5))
     assert (fields["label"], fields["crop"]) == (7, CounterRng(5).uniform())
     assert fields[MIX_KEY].shape == (5,)

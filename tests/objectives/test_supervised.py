@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from vitscale.config import ConfigError, decode
 from vitscale.data.transforms import TrainTransform
+from vitscale.data.types import InputSpec
 from vitscale.dist.seeding import CounterRng
 from vitscale.models import ViTConfig
 from vitscale.models.flops import step_flops
@@ -166,8 +167,9 @@ def test_mixing_needs_even_micro_batches_and_wraps_the_transform() -> None:
     plain, mixed = SupervisedConfig(num_classes=2), SupervisedConfig(num_classes=2, mixup_alpha=0.2)
     assert (plain.micro_batch_multiple, mixed.micro_batch_multiple) == (1, 2)
     inner = TrainTransform(image_size=16, num_channels=1, augment=plain.augment, num_classes=2)
-    assert plain.sample_transform(MODEL) == inner
-    assert mixed.sample_transform(MODEL) == WithMixDraws(transform=inner, mixing=mixed.mixing, image_size=16)
+    inputs = InputSpec(image_size=16, num_channels=1)
+    assert plain.sample_transform(inputs) == inner
+    assert mixed.sample_transform(inputs) == WithMixDraws(transform=inner, mixing=mixed.mixing, image_size=16)
 
 
 def test_step_flops_include_the_head() -> None:

@@ -14,7 +14,7 @@ BASE: dict[str, Any] = {
     "name": "test",
     "model": {"kind": "vit", "variant": "Ti/16", "image_size": 224},
     "objective": {"kind": "supervised", "num_classes": 1000},
-    "data": {"path": "nowhere"},
+    "data": {"kind": "shards", "path": "nowhere"},
     "optim": {"lr": 1e-3},
     "train": {"num_samples": 100_000, "global_batch": 1024},
 }

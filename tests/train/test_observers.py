@@ -8,14 +8,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
-from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepReport, Timing
+from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, StepReport, Timing
 
+DATA = DataReport(lost_samples=3, io={"bytes_read": 4096})
 TIMING = Timing(images_per_second=1234.5, data_wait_share=0.25, step_seconds_p50=0.1, step_seconds_p99=0.2)
 
 
 def step_report(step: int, loss: float = 1.5) -> StepReport:
     values = {"loss": loss, "loss_max": loss, "lr": 1e-3, "grad_norm": 2.0}
-    return StepReport(step=step, samples=step * 8, values=values, timing=TIMING, memory_gib=0.5)
+    return StepReport(step=step, samples=step * 8, values=values, timing=TIMING, data=DATA, memory_gib=0.5)
 
 
 EVALUATION = EvaluationReport(name="test", step=20, samples=160, values={"top1": 0.875, "num_samples": 10_000.0})
@@ -39,6 +40,8 @@ def test_json_lines(tmp_path: Path) -> None:
         "data_wait_share": 0.25,
         "step_seconds_p50": 0.1,
         "step_seconds_p99": 0.2,
+        "lost_samples": 3,
+        "io_bytes_read": 4096,
         "memory_gib": 0.5,
     }
     assert evaluation == {"step": 20, "samples": 160, "eval/test/top1": 0.875, "eval/test/num_samples": 10_000.0}
@@ -67,6 +70,8 @@ def test_tensorboard_shows_curves_pictures_text_and_hides_repeated_steps(tmp_pat
         "train/grad_norm",
         "throughput/images_per_second",
         "time/data_wait_share",
+        "data/lost_samples",
+        "data/io_bytes_read",
         "time/step_seconds_p50",
         "time/step_seconds_p99",
         "memory/peak_gib",

@@ -9,9 +9,10 @@ import torch
 from vitscale.config import NonFiniteLossError
 from vitscale.train.pending import StepSummary
 from vitscale.train.reporter import Reporter
-from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepReport, Timing
+from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, StepReport, Timing
 from vitscale.train.state import TrainState
 
+DATA = DataReport(lost_samples=0, io={})
 TIMING = Timing(images_per_second=100.0, data_wait_share=0.0, step_seconds_p50=0.1, step_seconds_p99=0.1)
 STATE = TrainState(step=12, samples=96)
 
@@ -60,14 +61,14 @@ def test_every_observer_gets_every_value() -> None:
     first, second = Recorder(), Recorder()
     told = reporter(first, second)
     told.progress(12)
-    told.steps(STATE, summary(1.0, 2.0), lr=0.25, timing=TIMING)
+    told.steps(STATE, summary(1.0, 2.0), lr=0.25, timing=TIMING, data=DATA)
     told.evaluation("test", STATE, {"top1": 0.75})
     told.pictures(InputPictures(step=0, images=torch.zeros(1), captions=[""]))
     told.close()
     progress, steps, evaluation, _, closed = first.seen
     assert first.seen == second.seen
     assert (progress, closed) == (12, "closed")
-    assert steps == StepReport(step=12, samples=96, values={"loss": 1.5, "lr": 0.25}, timing=TIMING, memory_gib=0.5)
+    assert steps == StepReport(step=12, samples=96, values={"loss": 1.5, "lr": 0.25}, timing=TIMING, data=DATA, memory_gib=0.5)
     assert evaluation == EvaluationReport(name="test", step=12, samples=96, values={"top1": 0.75})
 
 
@@ -76,7 +77,7 @@ def test_newest_values_replace_those_of_an_earlier_attempt() -> None:
     assert told.last_values == {"loss": 9.0, "eval/test/top1": 0.5}
     assert told.last_step is None
     told.progress(12)
-    told.steps(STATE, summary(1.0), lr=0.25, timing=TIMING)
+    told.steps(STATE, summary(1.0), lr=0.25, timing=TIMING, data=DATA)
     told.evaluation("other", STATE, {"top1": 0.75})
     assert told.last_values.items() >= {"loss": 1.0, "lr": 0.25, "eval/test/top1": 0.5, "eval/other/top1": 0.75}.items()
     assert (told.last_values["images_per_second"], told.last_values["memory_gib"]) == (100.0, 0.5)
@@ -98,7 +99,7 @@ def test_a_save_is_reported_when_it_is_done_and_only_then() -> None:
 def test_a_bad_loss_is_reported_with_its_batch_and_raised_before_anything_else() -> None:
     seen = Recorder()
     with pytest.raises(NonFiniteLossError) as caught:
-        reporter(seen).steps(STATE, summary(1.0, math.nan), lr=0.25, timing=TIMING)
+        reporter(seen).steps(STATE, summary(1.0, math.nan), lr=0.25, timing=TIMING, data=DATA)
     (event,) = seen.seen
     assert (event.kind, event.step, event.details["sample_ids"]) == ("non_finite", 12, [120, 121])
     assert event.message == str(caught.value)
@@ -108,4 +109,4 @@ def test_a_bad_loss_is_reported_with_its_batch_and_raised_before_anything_else()
 
 def test_ranks_without_observers_raise_the_same() -> None:
     with pytest.raises(NonFiniteLossError, match="step 11: the loss is inf"):
-        reporter().steps(STATE, summary(math.inf), lr=0.25, timing=TIMING)
+        reporter().steps(STATE, summary(math.inf), lr=0.25, timing=TIMING, data=DATA)

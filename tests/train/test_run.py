@@ -35,6 +35,8 @@ def run_of(root: Path, *overrides: str, start: TrainState | None = None, every_s
         evaluations=evaluations,
         reporter=NOTHING,
         sample_log=NOTHING,
+        losses=NOTHING,
+        num_samples=None,
         stop=NOTHING,
     )
 

@@ -11,14 +11,15 @@ DATA = {"manifest_sha256": "ab", "order": {"lanes": 8, "block": 64}}
 def test_round_trip() -> None:
     state = TrainState().advance(128).advance(64)
     assert state == TrainState(step=2, samples=192)
-    saved = host_state(state, seed=3, data=DATA)
+    saved = host_state(state, seed=3, data=DATA, lost=[{"sample_id": 7}])
+    assert saved["lost"] == [{"sample_id": 7}]
     assert saved["cursor"]["consumed"] == 192
     assert saved["rng"]["seed"] == 3
     assert read_host_state(saved, data=DATA, where="here") == state
 
 
 def test_another_data_set_is_refused_by_name() -> None:
-    saved = host_state(TrainState(), seed=0, data=DATA)
+    saved = host_state(TrainState(), seed=0, data=DATA, lost=[])
     with pytest.raises(CheckpointError, match="manifest_sha256 was 'ab' and is 'cd'"):
         read_host_state(saved, data={**DATA, "manifest_sha256": "cd"}, where="here")
 

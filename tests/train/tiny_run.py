@@ -23,6 +23,9 @@ def pack_tiny(root: Path, *, num_samples: int = NUM_SAMPLES) -> Path:
     return folder
 
 
+TINY_ORDER = {"lanes": 4, "block": 4, "window": 2}
+
+
 def tiny_values(root: Path) -> dict[str, Any]:
     """The configuration as plain values: 6 steps of 16 samples, logged at every step, on data below `root`."""
     return {
@@ -30,7 +33,7 @@ def tiny_values(root: Path) -> dict[str, Any]:
         "output": str(root / "runs"),
         "model": {"kind": "vit", "image_size": 8, "patch_size": 4, "num_channels": 1, "width": 16, "depth": 2, "num_heads": 2},
         "objective": {"kind": "supervised", "num_classes": 10, "augment": {"crop": "pad", "padding": 1, "flip": True}},
-        "data": {"path": str(pack_tiny(root)), "lanes": 4, "block": 4, "window": 2, "num_workers": 0, "log_samples": True},
+        "data": {"kind": "shards", "path": str(pack_tiny(root)), "num_workers": 0, "log_samples": True, **TINY_ORDER},
         "optim": {"lr": 1e-2, "weight_decay": 0.05, "ema_decay": 0.9, "schedule": {"kind": "cosine", "warmup_samples": 32}},
         "train": {"num_samples": 96, "global_batch": 16, "log_every_steps": 1, "log_images": 4},
         "checkpoint": {"every_steps": 2},

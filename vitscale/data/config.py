@@ -1,19 +1,44 @@
-"""What a run reads: the packed data set and the order's parameters."""
+"""What a run reads: one configuration class per kind of training data, each opened by a function of `vitscale.data.source`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vitscale.config import OPERATIONAL, Config
 
 Auto = Literal["auto"]
 
+_PREFETCH_BATCHES = 4
 
-class DataConfig(Config):
-    """The training data set and how its samples are ordered and read."""
 
-    path: str
-    """Folder of a packed data set, the one that holds manifest.json."""
+class LoadingConfig(Config):
+    """How any training data is loaded."""
+
+    max_lost_fraction: float = Field(default=0.001, ge=0, lt=1, json_schema_extra=OPERATIONAL)
+    """Samples that may be lost (missing, damaged or undecodable, each replaced by another), as a share of the data set or, in
+    runs that consume more than one epoch, of the samples consumed; past it the run stops. 0 stops at the first."""
+    num_workers: int = Field(default=1, ge=0, json_schema_extra=OPERATIONAL)
+    """Loader processes per rank; 0 decodes in the training process. The batches are the same for any number."""
+    prefetch: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
+    """Batches that each loader process prepares ahead; null: 4. Without loader processes nothing is prepared ahead."""
+    log_samples: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Write the sample ids of every batch to samples/rank-NNNNN.jsonl, by which `vitscale audit` compares runs."""
+
+    @model_validator(mode="after")
+    def _prefetching_needs_processes(self) -> Self:
+        if self.prefetch is not None and self.num_workers == 0:
+            raise ValueError(f"prefetch {self.prefetch} has no effect with num_workers 0; leave it out, or set num_workers")
+        return self
+
+    @property
+    def prefetch_batches(self) -> int:
+        """`prefetch` with its default filled in."""
+        return self.prefetch or _PREFETCH_BATCHES
+
+
+class OrderedConfig(LoadingConfig):
+    """How indexed samples are ordered; see `vitscale.data.order`."""
+
     lanes: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Canonical streams that the order is split into; the global batch is a multiple of it. Part of the order: it never
     depends on the number of ranks. auto: the greatest common divisor of the global batch and 256."""
@@ -21,9 +46,23 @@ class DataConfig(Config):
     """Neighbouring samples fetched with one ranged read. Part of the order."""
     window: int = Field(default=4, ge=1)
     """Blocks shuffled together within a lane. Part of the order."""
-    num_workers: int = Field(default=1, ge=0, json_schema_extra=OPERATIONAL)
-    """Loader processes per rank; 0 decodes in the training process. The batches are the same for any number."""
-    prefetch: int = Field(default=4, ge=1, json_schema_extra=OPERATIONAL)
-    """Batches that each loader process prepares ahead."""
-    log_samples: bool = Field(default=False, json_schema_extra=OPERATIONAL)
-    """Write the sample ids of every batch to samples/rank-NNNNN.jsonl."""
+    repeats: int = Field(default=1, ge=1)
+    """Repeated augmentation (Hoffer et al. 2020): each sample is drawn this many times in a row, each time with draws of its
+    own. Samples are counted with their repeats, so an epoch is as many times longer."""
+
+
+class ShardsConfig(OrderedConfig):
+    """One packed or indexed data set."""
+
+    kind: Literal["shards"] = "shards"
+    path: str
+    """The data set: a folder that holds manifest.json."""
+
+    @property
+    def shown(self) -> str:
+        """Where the data lies, for messages."""
+        return self.path
+
+
+# With a second kind: Annotated[ShardsConfig | OtherConfig, Field(discriminator="kind")]; pydantic refuses one on a single member.
+DataConfig = ShardsConfig

@@ -1,15 +1,46 @@
 """Reading in the order: which slice of the global batches a reader makes, and its windows, each lane's next one read ahead."""
 
 from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from vitscale.data.dataset import Dataset
-from vitscale.data.order import Order, Span, Window
-from vitscale.data.reader import SampleReader
-from vitscale.data.types import RawSample
+from vitscale.data.order import Ids, Span, Window
+from vitscale.data.types import LostSample, RawSample
+
+
+class SampleOrder(Protocol):
+    """What reading needs of an order: of one data set (`Order`) or of a mixture of several."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def lanes(self) -> int: ...
+
+    @property
+    def repeats(self) -> int: ...
+
+    def samples_per_lane(self, global_batch: int) -> int: ...
+
+    def batch_spans(self, consumed: int, *, global_batch: int, start: int, stop: int) -> Iterator[Span]: ...
+
+    def window_at(self, consumed: int, *, global_batch: int, position: int) -> Window: ...
+
+    def window_ids(self, window: Window) -> Ids: ...
+
+    def window_after(self, window: Window) -> Window: ...
+
+
+class SampleScanner(Protocol):
+    """What reading needs of a reader: of one data set (`SampleReader`) or of a mixture of several, by flat sample id."""
+
+    def scan(self, first: int, stop: int, *, epoch: int) -> Iterable[RawSample | LostSample]: ...
+
+    def io_counters(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,22 +76,21 @@ class LaneReader:
     `2 * lanes * block * window` samples when no two readers share a lane.
     """
 
-    def __init__(self, dataset: Dataset, *, order: Order) -> None:
-        assert dataset.num_samples == order.num_samples, (dataset.num_samples, order.num_samples)
+    def __init__(self, reader: SampleScanner, *, order: SampleOrder) -> None:
         self._order = order
-        self._reader = SampleReader(dataset)  # used by the thread alone
+        self._reader = reader  # used by the thread alone
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="window-reader")
-        self._lanes: defaultdict[int, deque[_Loading]] = defaultdict(deque)
+        self._lanes: defaultdict[tuple[int, int], deque[_Loading]] = defaultdict(deque)
 
-    def read(self, consumed: int, *, global_batch: int, batch_slice: BatchSlice) -> list[RawSample]:
-        """The slice's samples of the global batch that follows `consumed` samples, in batch order. Raises `DataError`.
+    def read(self, consumed: int, *, global_batch: int, batch_slice: BatchSlice) -> list[RawSample | LostSample]:
+        """The slice's samples of the global batch that follows `consumed` samples, in batch order.
 
         Batches are read forwards, each once: samples are let go as they are handed out.
         """
         spans = list(self._order.batch_spans(consumed, global_batch=global_batch, start=batch_slice.start, stop=batch_slice.stop))
         for span in spans:  # what this batch needs comes before any reading ahead
             self._request(span.window)
-        samples: list[RawSample] = []
+        samples: list[RawSample | LostSample] = []
         for span in spans:
             self._request(self._order.window_after(span.window))
             samples += self._take(span)
@@ -71,25 +101,34 @@ class LaneReader:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _request(self, window: Window) -> None:
-        queue = self._lanes[window.lane]
+        queue = self._lanes[_lane(window)]
         if all(loading.window != window for loading in queue):
             queue.append(_Loading(window=window, samples=self._thread.submit(self._load, window)))
 
-    def _take(self, span: Span) -> list[RawSample]:
-        queue = self._lanes[span.window.lane]
+    def _take(self, span: Span) -> Iterator[RawSample | LostSample]:
+        queue = self._lanes[_lane(span.window)]
         while queue[0].window != span.window:
             queue.popleft()
         samples = queue[0].samples.result()
-        return [samples.pop(place) for place in range(span.start, span.stop)]
+        repeats = self._order.repeats
+        for view in range(span.start, span.stop):
+            place, repeat = divmod(view, repeats)
+            sample = samples[place] if repeat < repeats - 1 else samples.pop(place)
+            yield sample if repeats == 1 else replace(sample, view=sample.epoch * repeats + repeat)
 
-    def _load(self, window: Window) -> dict[int, RawSample]:
+    def _load(self, window: Window) -> dict[int, RawSample | LostSample]:
         shuffled_ids = self._order.window_ids(window)
         ids = np.sort(shuffled_ids)
-        by_id: dict[int, RawSample] = {}
+        by_id: dict[int, RawSample | LostSample] = {}
         for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
-            for sample in self._reader.read(int(run[0]), int(run[-1]) + 1, epoch=window.epoch):
+            for sample in self._reader.scan(int(run[0]), int(run[-1]) + 1, epoch=window.epoch):
                 by_id[sample.sample_id] = sample
         return {place: by_id[sample_id] for place, sample_id in enumerate(shuffled_ids.tolist())}
+
+
+def _lane(window: Window) -> tuple[int, int]:
+    """What has windows one after the other: a lane of one data set."""
+    return window.source, window.lane
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,4 +136,4 @@ class _Loading:
     """A window that is being read or has been: its samples by their place in its shuffled order."""
 
     window: Window
-    samples: Future[dict[int, RawSample]]
+    samples: Future[dict[int, RawSample | LostSample]]

@@ -1,17 +1,17 @@
 """The loaders that feed training and evaluation, with the same batches for every number of ranks and workers."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from vitscale.data.dataset import Dataset
-from vitscale.data.lanes import rank_slice
-from vitscale.data.order import Order
 from vitscale.data.processes import PartStream
-from vitscale.data.types import Batch, SampleTransform
-from vitscale.data.worker import EvalParts, TrainParts
+from vitscale.data.types import Batch, LostSample, SampleTransform
+from vitscale.data.worker import EvalParts, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,33 +24,11 @@ class Share:
     prefetch: int
 
 
-def train_loader(
-    *,
-    dataset: Dataset,
-    order: Order,
-    transform: SampleTransform,
-    seed: int,
-    global_batch: int,
-    share: Share,
-    start_samples: int,
-    batch_keys: frozenset[str],
-    pin_memory: bool = False,
-) -> "TrainLoader":
-    """This rank's slice of successive global batches, from the one that follows `start_samples` samples on, for ever.
+def train_loader(parts: IterableDataset[Part], *, share: Share, batch_keys: frozenset[str], pin_memory: bool = False) -> "TrainLoader":
+    """Batches put together from `parts`, which each of the rank's processes iterates over its part of, for ever.
 
-    The ranks' slices are contiguous, `[rank * G / W, (rank + 1) * G / W)`. `seed` decides the transform's draws, with epoch
-    and sample. Raises `ConfigError` when the lanes do not divide the global batch and, while iterating, `DataError`.
+    Raises while iterating what `PartStream` raises.
     """
-    order.samples_per_lane(global_batch)
-    parts = TrainParts(
-        dataset=dataset,
-        order=order,
-        transform=transform,
-        seed=seed,
-        global_batch=global_batch,
-        start_samples=start_samples,
-        rank_slice=rank_slice(global_batch, rank=share.rank, world_size=share.world_size),
-    )
     stream = PartStream(parts, num_workers=share.num_workers, prefetch=share.prefetch)
     return TrainLoader(stream, num_parts=max(1, share.num_workers), batch_keys=batch_keys, pin_memory=pin_memory)
 
@@ -82,14 +60,29 @@ class TrainLoader(Iterator[Batch]):
         self._num_parts = num_parts
         self._unchecked_keys = batch_keys
         self._pin_memory = pin_memory
+        self._lost: list[LostSample] = []
+        self._io: Counter[str] = Counter()
 
     def __next__(self) -> Batch:
         made = [next(self._stream) for _ in range(self._num_parts)]
-        parts = [part for part in made if part is not None]
-        batch = {key: _join([part[key] for part in parts], pin_memory=self._pin_memory) for key in parts[0]}
+        for part in made:
+            self._lost += part.lost
+            self._io.update(part.io)
+        batches = [part.batch for part in made if part.batch is not None]
+        batch = {key: _join([part[key] for part in batches], pin_memory=self._pin_memory) for key in batches[0]}
         missing, self._unchecked_keys = self._unchecked_keys - batch.keys(), frozenset()
         assert not missing, f"the objective reads {sorted(missing)}, which its sample transform does not make: {sorted(batch)}"
         return batch
+
+    def take_lost(self) -> list[LostSample]:
+        """The samples replaced in the batches since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    def take_io(self) -> dict[str, int]:
+        """What reading has cost since the last call; see `Storage.io_counters`."""
+        io, self._io = self._io, Counter()
+        return dict(io)
 
     def close(self) -> None:
         """End the loader processes. May be called twice."""
@@ -109,8 +102,8 @@ class EvalLoader(Iterator[Batch]):
         except StopIteration:
             self.close()
             raise
-        assert part is not None
-        return {key: _join([values], pin_memory=self._pin_memory) for key, values in part.items()}
+        assert part.batch is not None
+        return {key: _join([values], pin_memory=self._pin_memory) for key, values in part.batch.items()}
 
     def close(self) -> None:
         """End the loader processes. May be called twice."""

@@ -8,7 +8,8 @@ once. A global batch takes equally many consecutive positions of every lane, lan
 What follows from it: ranks and workers take contiguous slices of batch positions, so the batches do not depend on how many
 there are; a position is reached without walking to it; memory does not grow with the data set; a block is one ranged read;
 the global batch may change in mid-run, since the cursor counts samples. An epoch drops `num_samples % lanes` samples, others
-in every epoch. The permutation is a Feistel network with cycle walking (Black and Rogaway 2002) on splitmix64, so that no
+in every epoch. With repeated augmentation each sample takes `repeats` consecutive positions of its lane, its views. The
+permutation is a Feistel network with cycle walking (Black and Rogaway 2002) on splitmix64, so that no
 library's generator is part of a run.
 """
 
@@ -41,11 +42,13 @@ class Window:
     lane: int
     epoch: int
     index: int
+    source: int = 0
+    """Which data set of a mixture it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The samples [start, stop) of a window, counted in its shuffled order."""
+    """The views [start, stop) of a window: view v is number `v % repeats` of the sample at place `v // repeats` of its shuffled order."""
 
     window: Window
     start: int
@@ -61,9 +64,10 @@ class Order:
     lanes: int
     block: int
     window: int
+    repeats: int = 1
 
     def __post_init__(self) -> None:
-        assert min(self.lanes, self.block, self.window) >= 1, self
+        assert min(self.lanes, self.block, self.window, self.repeats) >= 1, self
         if self.num_samples < 1:
             raise DataError("The data set holds no samples. Pack it again from a source that has some.")
         if self.lanes > self.num_samples:
@@ -105,7 +109,7 @@ class Order:
         filled = 0
         for span in self.batch_spans(consumed, global_batch=global_batch, start=start, stop=stop):
             place = slice(filled, filled + span.stop - span.start)
-            ids[place] = self.window_ids(span.window)[span.start : span.stop]
+            ids[place] = self.window_ids(span.window)[np.arange(span.start, span.stop) // self.repeats]
             epochs[place] = span.window.epoch
             filled = place.stop
         return BatchIds(sample_ids=ids, epochs=epochs)
@@ -120,6 +124,10 @@ class Order:
         for lane in range(start // per_lane, -(-stop // per_lane)):
             first, last = max(start - lane * per_lane, 0), min(stop - lane * per_lane, per_lane)
             yield from self._lane_spans(lane, first=cursor + first, stop=cursor + last)
+
+    def window_at(self, consumed: int, *, global_batch: int, position: int) -> Window:
+        """The window that the sample at a batch position comes from."""
+        return next(self.batch_spans(consumed, global_batch=global_batch, start=position, stop=position + 1)).window
 
     def window_ids(self, window: Window) -> Ids:
         """The samples of a window in shuffled order, as indices in the data set."""
@@ -138,11 +146,11 @@ class Order:
         return Window(lane=window.lane, epoch=window.epoch, index=window.index + 1)
 
     def _lane_spans(self, lane: int, *, first: int, stop: int) -> Iterator[Span]:
-        """The positions [first, stop) of a lane, counted over all epochs."""
+        """The views [first, stop) of a lane, counted over all epochs."""
         while first < stop:
-            epoch, position = divmod(first, self.lane_length)
-            index = (position + self._phase(lane)) // self.window_length
-            window_start, window_stop = self._window_bounds(lane, index)
+            epoch, position = divmod(first, self.lane_length * self.repeats)
+            index = (position // self.repeats + self._phase(lane)) // self.window_length
+            window_start, window_stop = (bound * self.repeats for bound in self._window_bounds(lane, index))
             count = min(stop - first, window_stop - position)
             start = position - window_start
             yield Span(window=Window(lane=lane, epoch=epoch, index=index), start=start, stop=start + count)

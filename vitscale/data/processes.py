@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vitscale.config import DataError, UsageError, UserError
 from vitscale.data.orphans import end_with_parent
-from vitscale.data.types import Batch
 from vitscale.data.worker import Part
 
 # A fork of the training process would copy locks that threads of gloo, Ray or autograd hold at that moment, and a CUDA context
@@ -28,7 +27,7 @@ _JOIN_SECONDS = 5.0
 _DEATH_SECONDS = 1.0
 
 
-class PartStream(Iterator[Batch | None]):
+class PartStream(Iterator[Part]):
     """Iterates over `parts` in `num_workers` processes, taking one item of each worker in turn; in this process for 0 workers.
 
     Raises an error of a worker as the `UserError` that it was there, `DataError` when a process was killed, and `UsageError`
@@ -47,7 +46,7 @@ class PartStream(Iterator[Batch | None]):
         # Before multiprocessing's own exit handler, which sends SIGTERM and waits: the processes ignore that signal.
         atexit.register(self.close)
 
-    def __next__(self) -> Batch | None:
+    def __next__(self) -> Part:
         if self._items is None:
             raise StopIteration
         try:
@@ -59,9 +58,9 @@ class PartStream(Iterator[Batch | None]):
                 raise
             self.close()
             raise _explain_loss(lost.exitcode) from None
-        if isinstance(item, UserError):
+        if item.error is not None:
             self.close()
-            raise item
+            raise item.error
         return item
 
     def close(self) -> None:

@@ -2,11 +2,12 @@
 
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, ShardSpan
 from vitscale.data.index import IndexTable
-from vitscale.data.types import RawSample
+from vitscale.data.types import LostSample, RawSample
 from vitscale.data.ustar import MalformedTarError, parse_sample
 
 _CACHED_INDEXES = 256
@@ -26,32 +27,47 @@ class SampleReader:
         remedy when bytes are missing or differ from what was packed.
         """
         samples: list[RawSample] = []
-        for span in self._dataset.spans(first, stop):
-            samples += self._read_span(span, epoch=epoch)
+        for sample in self.scan(first, stop, epoch=epoch):
+            if isinstance(sample, LostSample):
+                raise DataError(sample.reason)
+            samples.append(sample)
         return samples
+
+    def scan(self, first: int, stop: int, *, epoch: int) -> Iterator[RawSample | LostSample]:
+        """The same, with a `LostSample` wherever bytes are missing or damaged: a failed read loses all that it was to fetch,
+        a sample whose bytes changed loses itself."""
+        for span in self._dataset.spans(first, stop):
+            yield from self._scan_span(span, epoch=epoch)
+
+    def io_counters(self) -> Mapping[str, int]:
+        """What reading has cost in this process so far; see `Storage`."""
+        return self._dataset.storage.io_counters()
 
     def __reduce__(self) -> tuple[type["SampleReader"], tuple[Dataset]]:
         return SampleReader, (self._dataset,)
 
-    def _read_span(self, span: ShardSpan, *, epoch: int) -> list[RawSample]:
-        rows = self._index(span)[span.first : span.stop]
-        offsets, lengths, crcs = rows["offset"].tolist(), rows["length"].tolist(), rows["crc32"].tolist()
-        base = offsets[0]
+    def _scan_span(self, span: ShardSpan, *, epoch: int) -> Iterator[RawSample | LostSample]:
         name = span.shard.name
-        data = memoryview(self._dataset.storage.read_range(name, offset=base, length=offsets[-1] + lengths[-1] - base))
-        samples = []
+        try:
+            rows = self._index(span)[span.first : span.stop]
+            offsets, lengths, crcs = rows["offset"].tolist(), rows["length"].tolist(), rows["crc32"].tolist()
+            base = offsets[0]
+            data = memoryview(self._dataset.storage.read_range(name, offset=base, length=offsets[-1] + lengths[-1] - base))
+        except DataError as error:
+            for sample_id in range(span.first_id, span.first_id + span.stop - span.first):
+                yield LostSample(sample_id=sample_id, epoch=epoch, view=epoch, shard=name, reason=str(error))
+            return
         for sample_id, (offset, length, crc) in enumerate(zip(offsets, lengths, crcs, strict=True), start=span.first_id):
             view = data[offset - base : offset - base + length]
-            if zlib.crc32(view) != crc:
-                raise self._damaged(
-                    name, sample_id=sample_id, offset=offset, problem=f"its bytes changed since it was packed{_key_hint(view)}"
-                )
             try:
+                if zlib.crc32(view) != crc:
+                    raise MalformedTarError(f"its bytes changed since it was packed{_key_hint(view)}")
                 key, members = parse_sample(view)
             except MalformedTarError as error:
-                raise self._damaged(name, sample_id=sample_id, offset=offset, problem=str(error)) from None
-            samples.append(RawSample(sample_id=sample_id, epoch=epoch, key=key, shard=name, members=members))
-        return samples
+                reason = self._damage(name, sample_id=sample_id, offset=offset, problem=str(error))
+                yield LostSample(sample_id=sample_id, epoch=epoch, view=epoch, shard=name, reason=reason)
+                continue
+            yield RawSample(sample_id=sample_id, epoch=epoch, view=epoch, key=key, shard=name, members=members)
 
     def _index(self, span: ShardSpan) -> IndexTable:
         name = span.shard.name
@@ -63,8 +79,8 @@ class SampleReader:
             self._indexes.popitem(last=False)
         return table
 
-    def _damaged(self, shard: str, *, sample_id: int, offset: int, problem: str) -> DataError:
-        return DataError(
+    def _damage(self, shard: str, *, sample_id: int, offset: int, problem: str) -> str:
+        return (
             f"{self._dataset.storage.root}/{shard}: sample {sample_id} (byte {offset}) is damaged: {problem}. "
             "Restore the shard from a copy or pack the data set again."
         )

@@ -3,7 +3,7 @@
 import os
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +32,10 @@ class Storage(Protocol):
         """Exactly `length` bytes from `offset` on. Raises `DataError` when the file is missing, unreadable or shorter."""
         ...
 
+    def io_counters(self) -> dict[str, int]:
+        """What has been read through this object in this process: `reads`, `bytes_read`, and what else the storage counts."""
+        ...
+
 
 def open_storage(root: str | Path) -> Storage:
     """The storage for a folder. Raises `DataError` for an address (`s3://...`): this version reads local folders only."""
@@ -47,6 +51,7 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._counters = Counter(reads=0, bytes_read=0)
         self._forget()
 
     @property
@@ -81,7 +86,11 @@ class LocalStorage:
                 f"{self._root / name}: cut short, {len(data)} of the {length} bytes at offset {offset} are there. "
                 "Restore the file from a copy or pack the data set again."
             )
+        self._counters.update(reads=1, bytes_read=length)
         return data
+
+    def io_counters(self) -> dict[str, int]:
+        return dict(self._counters)
 
     def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
         return LocalStorage, (self._root,)

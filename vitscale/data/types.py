@@ -1,5 +1,6 @@
 """What travels through the data path: a sample as read, the transform that decodes it, and the batch of named tensors."""
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from vitscale.config import DataError
 from vitscale.dist.seeding import CounterRng
 
 Batch = dict[str, Tensor]
@@ -26,16 +28,61 @@ class RawSample:
 
     sample_id: int
     epoch: int
+    view: int
+    """Names the draws of its transform: `epoch * repeats + repeat`, so the epoch itself where samples are not repeated."""
     key: str
     shard: str
     members: Mapping[str, memoryview]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LostSample:
+    """A sample whose bytes are gone or not what was packed, and what was trained on in its place; an entry of the ledger."""
+
+    sample_id: int
+    epoch: int
+    view: int
+    shard: str
+    reason: str
+    replaced_by: int | None = None
+    """The sample id taken instead; None until one has been chosen."""
+
+
+class UnreadableSampleError(DataError):
+    """The bytes are those that were packed, but no image can be made of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """What a model takes, and how images are decoded for it: what an objective's sample transform is built from."""
+
+    image_size: int
+    num_channels: int
+
+
 class SampleTransform(Protocol):
     """Decodes and augments one sample. Runs in loader workers: pure and picklable.
 
-    All its randomness comes from `rng`, which is keyed by (seed, epoch, sample id), so that a sample looks the same
-    whichever worker of whichever rank prepares it. Raises `DataError` naming shard and key for what cannot be decoded.
+    All its randomness comes from `rng`, which is keyed by (seed, view, sample id), so that a sample looks the same
+    whichever worker of whichever rank prepares it. Raises `UnreadableSampleError` for an image that cannot be decoded, which
+    training replaces, and any other `DataError` for what is wrong with the data set as a whole; both name shard and key.
     """
 
     def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedTransform:
+    """The transform of each stage of a run; `starts[i]` is the number of samples consumed before stage i, the first is 0."""
+
+    starts: tuple[int, ...]
+    transforms: tuple[SampleTransform, ...]
+
+    def at(self, consumed: int) -> SampleTransform:
+        """The transform of the batch that follows `consumed` samples."""
+        return self.transforms[bisect.bisect_right(self.starts, consumed) - 1]
+
+
+def unstaged(transform: SampleTransform) -> StagedTransform:
+    """One transform for the whole run."""
+    return StagedTransform(starts=(0,), transforms=(transform,))

@@ -1,7 +1,9 @@
 """What runs inside a loader process: raw samples through the transform into stacked tensors, as parts of batches."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,46 +12,85 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vitscale.config import UserError
 from vitscale.data.dataset import Dataset
-from vitscale.data.lanes import BatchSlice, LaneReader, worker_slice
-from vitscale.data.order import Order
+from vitscale.data.lanes import BatchSlice, LaneReader, SampleOrder, SampleScanner, worker_slice
+from vitscale.data.order import Window
 from vitscale.data.reader import SampleReader
-from vitscale.data.types import Batch, RawSample, SampleFields, SampleTransform
+from vitscale.data.replacement import Ledger, Row, RowMaker
+from vitscale.data.types import Batch, LostSample, RawSample, SampleFields, SampleTransform, StagedTransform
 from vitscale.dist.seeding import CounterRng
-
-Part = Batch | UserError | None
-"""A batch or a slice of one; None where the slice is empty. An error travels as a value, or torch would wrap it in a trace."""
 
 _PADDING = {"sample_id": -1, "label": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainParts(IterableDataset[Part]):
-    """One rank's slice of successive global batches, for ever; each worker iterates over its part of that slice."""
+class Part:
+    """What a worker hands over: a batch or a slice of one (None where the slice is empty), what it lost, what reading cost
+    since the part before. An error travels as a value, or torch would wrap it in a trace."""
 
-    dataset: Dataset
-    order: Order
-    transform: SampleTransform
+    batch: Batch | None = None
+    lost: tuple[LostSample, ...] = ()
+    io: Mapping[str, int] = field(default_factory=dict)
+    error: UserError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParts(IterableDataset[Part]):
+    """One rank's slice of successive global batches, for ever; each worker iterates over its part of that slice.
+
+    `open_reader` makes a reader of the samples that `order` numbers; `ledger` names what was replaced before.
+    """
+
+    open_reader: Callable[[], SampleScanner]
+    order: SampleOrder
+    transform: StagedTransform
     seed: int
     global_batch: int
     start_samples: int
     rank_slice: BatchSlice
+    ledger: Ledger = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Part]:
         worker, num_workers = _worker()
         part_slice = worker_slice(
-            self.rank_slice, samples_per_lane=self.global_batch // self.order.lanes, worker=worker, num_workers=num_workers
+            self.rank_slice, samples_per_lane=self.order.samples_per_lane(self.global_batch), worker=worker, num_workers=num_workers
         )
-        reader = LaneReader(self.dataset, order=self.order)
+        scanner = self.open_reader()
+        reader = LaneReader(scanner, order=self.order)
+        maker = RowMaker(self.open_reader(), order=self.order, seed=self.seed, ledger=self.ledger)
+        meter = _IoMeter(scanner)
         consumed = self.start_samples
         try:
             while True:
                 samples = reader.read(consumed, global_batch=self.global_batch, batch_slice=part_slice)
-                yield make_batch(samples, transform=self.transform, seed=self.seed) if samples else None
+                rows = self._rows(samples, consumed=consumed, first=part_slice.start, maker=maker)
+                lost = tuple(row.lost for row in rows if row.lost is not None)
+                yield Part(batch=stack_rows(rows) if rows else None, lost=lost, io=meter.since_last())
                 consumed += self.global_batch
         except UserError as error:
-            yield error
+            yield Part(error=error)
         finally:
             reader.close()
+
+    def _rows(self, samples: Sequence[RawSample | LostSample], *, consumed: int, first: int, maker: RowMaker) -> list[Row]:
+        transform = self.transform.at(consumed)
+
+        def window(position: int) -> Window:
+            return self.order.window_at(consumed, global_batch=self.global_batch, position=position)
+
+        return [maker.row(sample, transform=transform, window=partial(window, first + i)) for i, sample in enumerate(samples)]
+
+
+class _IoMeter:
+    """What has been read since it was last asked."""
+
+    def __init__(self, scanner: SampleScanner) -> None:
+        self._scanner = scanner
+        self._seen: Counter[str] = Counter()
+
+    def since_last(self) -> Mapping[str, int]:
+        now = Counter(self._scanner.io_counters())
+        spent, self._seen = now - self._seen, now
+        return dict(spent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +109,10 @@ class EvalParts(IterableDataset[Part]):
         reader = SampleReader(self.dataset)
         try:
             for index in range(worker, self.num_batches, num_workers):
-                yield self._batch(reader, first=min(self.first + index * self.batch_size, self.stop))
+                batch = self._batch(reader, first=min(self.first + index * self.batch_size, self.stop))
+                yield Part(batch=batch)
         except UserError as error:
-            yield error
+            yield Part(error=error)
 
     def _batch(self, reader: SampleReader, *, first: int) -> Batch:
         samples = reader.read(first, min(first + self.batch_size, self.stop))
@@ -80,11 +122,17 @@ class EvalParts(IterableDataset[Part]):
 
 
 def make_batch(samples: Sequence[RawSample], *, transform: SampleTransform, seed: int) -> Batch:
-    """Transform and stack samples, and add `sample_id` and `epoch` (int64). Raises `DataError` for what cannot be decoded."""
-    fields = [transform(sample, CounterRng(seed, sample.epoch, sample.sample_id, "transform")) for sample in samples]
-    batch = {key: _stack(fields, key=key) for key in fields[0]}
-    batch["sample_id"] = torch.tensor([sample.sample_id for sample in samples], dtype=torch.int64)
-    batch["epoch"] = torch.tensor([sample.epoch for sample in samples], dtype=torch.int64)
+    """Transform and stack samples. Raises `DataError` for what cannot be decoded."""
+    return stack_rows(
+        [Row(sample=sample, fields=transform(sample, CounterRng(seed, sample.view, sample.sample_id, "transform"))) for sample in samples]
+    )
+
+
+def stack_rows(rows: Sequence[Row]) -> Batch:
+    """The rows' fields stacked, with `sample_id` and `epoch` (int64)."""
+    batch = {key: _stack([row.fields for row in rows], key=key) for key in rows[0].fields}
+    batch["sample_id"] = torch.tensor([row.sample.sample_id for row in rows], dtype=torch.int64)
+    batch["epoch"] = torch.tensor([row.sample.epoch for row in rows], dtype=torch.int64)
     return batch
 
 

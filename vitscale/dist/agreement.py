@@ -63,7 +63,9 @@ def _attempt(action: Callable[[], Any]) -> _Attempt:
     try:
         return _Attempt(outcome={"value": action()})
     except UserError as error:
-        return _Attempt(outcome={"error": type(error).__name__, "message": str(error)}, error=error)
+        # Of a kind that only its own module knows, the nearest one that all share: it has the same exit code.
+        shared = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _SHARED_ERRORS)
+        return _Attempt(outcome={"error": shared, "message": str(error)}, error=error)
 
 
 def _unwrap(outcome: dict[str, Any], *, cause: UserError | None) -> Any:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitscale.config import Config
 from vitscale.data.transforms import AugmentConfig, TrainTransform
-from vitscale.data.types import Batch, SampleTransform
-from vitscale.models import Backbone, ModelConfig, ViTShape
+from vitscale.data.types import Batch, InputSpec, SampleTransform
+from vitscale.models import Backbone, ViTShape
 from vitscale.models.flops import step_flops
 from vitscale.nn.head import ClassificationHead
 from vitscale.objectives.base import Objective, StepOutput
@@ -82,14 +82,14 @@ class SupervisedConfig(Config):
         """Model FLOPs of forward and backward of one image, head included."""
         return step_flops(shape, num_classes=self.num_classes, pre_logits_width=self.pre_logits)
 
-    def sample_transform(self, model: ModelConfig) -> SampleTransform:
+    def sample_transform(self, inputs: InputSpec) -> SampleTransform:
         """What the loader's workers do to a training sample."""
         transform = TrainTransform(
-            image_size=model.image_size, num_channels=model.num_channels, augment=self.augment, num_classes=self.num_classes
+            image_size=inputs.image_size, num_channels=inputs.num_channels, augment=self.augment, num_classes=self.num_classes
         )
         if not self.mixing.is_on:
             return transform
-        return WithMixDraws(transform=transform, mixing=self.mixing, image_size=model.image_size)
+        return WithMixDraws(transform=transform, mixing=self.mixing, image_size=inputs.image_size)
 
     def build(self, backbone: Backbone) -> "Supervised":
         """The objective around a backbone, its head on the current default device."""

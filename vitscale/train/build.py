@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,16 +12,16 @@ from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.restore import restore_checkpoint
 from vitscale.config import CheckpointError, ConfigError, DataError
-from vitscale.data.dataset import Dataset, open_dataset
-from vitscale.data.loader import Share, TrainLoader, train_loader
-from vitscale.data.order import Order
+from vitscale.data.lanes import rank_slice
+from vitscale.data.loader import Share, train_loader
+from vitscale.data.source import Demand, TrainingData, open_training_data
+from vitscale.data.types import InputSpec, LostSample, unstaged
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import Ranks
 from vitscale.engine.deepspeed_config import EngineConfig
 from vitscale.engine.engine import Engine, build_engine
 from vitscale.engine.processes import init_process_group
-from vitscale.objectives.base import Objective
 from vitscale.plan.cluster import Cluster, detect_cluster
 from vitscale.plan.plan import Plan, make_plan, resolve, with_lanes
 from vitscale.run_config import RunConfig, dump_run_config
@@ -28,6 +29,7 @@ from vitscale.train.environment import environment_json, start_rank_log, stop_ra
 from vitscale.train.evaluations import build_evaluations
 from vitscale.train.guards import StopRequest
 from vitscale.train.initial import initial_values
+from vitscale.train.losses import Losses, LossLedger, by_name, read_ledger, replacements
 from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
 from vitscale.train.reporter import Reporter
 from vitscale.train.reports import Observer
@@ -36,9 +38,6 @@ from vitscale.train.run import Run
 from vitscale.train.run_dir import RunDirectory, exclusive, replace_text, writing
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, last_step, read_host_state
-
-_DATA_KEYS = frozenset({"seed", "data.path", "data.lanes", "data.block", "data.window"})
-"""Settings that decide which samples a cursor stands for."""
 
 
 @contextlib.contextmanager
@@ -59,25 +58,31 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
         decision = _decide(config, plan=plan, directory=directory, allow_change=allow_change)
         plan = with_lanes(plan, lanes=decision.lanes)
         config = resolve(config, plan=plan)
-        dataset, order = _open_data(config)
-        evaluations = build_evaluations(config, ranks=ranks, train_classes=dataset.classes, pin_memory=plan.device == "cuda")
+        data = _open_data(config)
+        evaluations = build_evaluations(config, ranks=ranks, train_classes=data.classes, pin_memory=plan.device == "cuda")
         with torch.device("meta"):
             objective = config.objective.build(config.model.build())
         initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
         engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
         stack.callback(engine.close)
-        identity: dict[str, object] = {"manifest_sha256": dataset.sha256, "order": order.identity()}
-        start = _restore(decision, engine=engine, identity=identity, order=order)
+        start, saved_losses = _restore(decision, engine=engine, data=data)
+        losses = by_name(LostSample(**entry) for entry in on_main(lambda: read_ledger(directory.ledger, saved=saved_losses)))
         on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start))
-        loader = _loader(config, plan=plan, dataset=dataset, order=order, ranks=ranks, start=start, objective=objective)
+        demand = _demand(config, plan=plan, ranks=ranks, start=start, losses=losses)
+        loader = train_loader(
+            data.parts(demand),
+            share=_share(config, ranks=ranks),
+            batch_keys=objective.batch_keys,
+            pin_memory=plan.device == "cuda",
+        )
         stack.callback(loader.close)
         stop = StopRequest(stop_at_step=stop_at_step)
         stack.callback(stop.close)
         sample_log = SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None)
         stack.callback(sample_log.close)
-        reporter = _reporter(config, plan=plan, directory=directory, ranks=ranks, start=start, order=order, engine=engine)
+        reporter = _reporter(config, plan=plan, directory=directory, ranks=ranks, start=start, data=data, engine=engine)
         stack.callback(reporter.close)
-        _announce(reporter, plan=plan, decision=decision, start=start, transfer=initial.table)
+        _announce(reporter, plan=plan, decision=decision, start=start, transfer=initial.table, caveats=data.caveats)
         yield Run(
             config=config,
             plan=plan,
@@ -85,11 +90,13 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
             start=start,
             engine=engine,
             batches=loader,
-            classes=dataset.classes,
-            data_identity=identity,
+            classes=data.classes,
+            data_identity=data.identity(),
             evaluations=evaluations,
             reporter=reporter,
             sample_log=sample_log,
+            losses=LossLedger(directory.lost_log(ranks.rank), known=losses),
+            num_samples=data.num_samples,
             stop=stop,
         )
 
@@ -109,20 +116,18 @@ def _decide(config: RunConfig, *, plan: Plan, directory: RunDirectory, allow_cha
     return ResumeDecision(**shared | {"messages": tuple(shared["messages"]), "changed": tuple(shared["changed"])})
 
 
-def _open_data(config: RunConfig) -> tuple[Dataset, Order]:
-    data = config.data
+def _open_data(config: RunConfig) -> TrainingData:
     # Each rank reads the shards itself, and a node may see another, or no, copy of them.
-    dataset = jointly(lambda: open_dataset(data.path))
-    if len(set(gather_json(dataset.sha256))) > 1:
-        raise DataError(f"{data.path}: different nodes see different data sets under this path; copy one of them to all")
-    if dataset.num_classes is not None and dataset.num_classes > config.objective.num_classes:
+    data = jointly(lambda: open_training_data(config.data, seed=config.seed))
+    if any(identity != data.identity() for identity in gather_json(data.identity())):
+        raise DataError(f"data: different nodes see different data sets under {config.data.shown}; copy one of them to all")
+    num_classes = None if data.classes is None else len(data.classes)
+    if num_classes is not None and num_classes > config.objective.num_classes:
         raise ConfigError(
-            f"objective.num_classes: {config.objective.num_classes}, but the data set {data.path} has {dataset.num_classes} classes;"
-            f" set objective.num_classes={dataset.num_classes} or give another data set"
+            f"objective.num_classes: {config.objective.num_classes}, but the data set {config.data.shown} has {num_classes} classes;"
+            f" set objective.num_classes={num_classes} or give another data set"
         )
-    assert isinstance(data.lanes, int), "the plan resolves auto"
-    order = Order(num_samples=dataset.num_samples, seed=config.seed, lanes=data.lanes, block=data.block, window=data.window)
-    return dataset, order
+    return data
 
 
 def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
@@ -144,22 +149,23 @@ def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
     )
 
 
-def _restore(decision: ResumeDecision, *, engine: Engine, identity: dict[str, object], order: Order) -> TrainState:
+def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) -> tuple[TrainState, list[dict[str, Any]]]:
+    """Where to go on, and the samples that the checkpoint knows to be lost."""
     if decision.checkpoint is None:
-        return TrainState()
+        return TrainState(), []
     path = Path(decision.checkpoint)
     reader = jointly(lambda: CheckpointReader(path))
     # Another data set or order changes what the cursor points at, which is what somebody who allows it asks for.
-    is_same_data = _DATA_KEYS.isdisjoint(decision.changed)
-    state = jointly(lambda: read_host_state(reader.state, data=identity if is_same_data else {}, where=str(path)))
-    if state.samples % order.lanes:
+    is_same_data = all(key != "seed" and not key.startswith("data.") for key in decision.changed)
+    state = jointly(lambda: read_host_state(reader.state, data=data.identity() if is_same_data else {}, where=str(path)))
+    if state.samples % data.cursor_unit:
         raise CheckpointError(
-            f"{path}: data.lanes {order.lanes} does not divide the {state.samples} samples trained on so far; go on"
+            f"{path}: data.lanes {data.cursor_unit} does not divide the {state.samples} samples trained on so far; go on"
             " with the lanes of this run, which its config.yaml names"
         )
     # A moving average that the run did not keep so far starts from its weights now.
     restore_checkpoint(reader, store=engine.store, missing_ema="copy_weights" if "optim.ema_decay" in decision.changed else "refuse")
-    return state
+    return state, list(reader.state["lost"]) if is_same_data else []
 
 
 def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, start: TrainState) -> None:
@@ -170,29 +176,29 @@ def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, star
         replace_text(directory.environment, environment_json())
 
 
-def _loader(
-    config: RunConfig, *, plan: Plan, dataset: Dataset, order: Order, ranks: Ranks, start: TrainState, objective: Objective
-) -> TrainLoader:
-    return train_loader(
-        dataset=dataset,
-        order=order,
-        transform=config.objective.sample_transform(config.model),
+def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, losses: Losses) -> Demand:
+    inputs = InputSpec(image_size=config.model.image_size, num_channels=config.model.num_channels)
+    return Demand(
+        transform=unstaged(config.objective.sample_transform(inputs)),
         seed=config.seed,
         global_batch=plan.global_batch,
-        share=Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=config.data.num_workers, prefetch=config.data.prefetch),
         start_samples=start.samples,
-        batch_keys=objective.batch_keys,
-        pin_memory=plan.device == "cuda",
+        rank_slice=rank_slice(plan.global_batch, rank=ranks.rank, world_size=ranks.world_size),
+        ledger=replacements(losses),
     )
 
 
+def _share(config: RunConfig, *, ranks: Ranks) -> Share:
+    data = config.data
+    return Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=data.num_workers, prefetch=data.prefetch_batches)
+
+
 def _reporter(
-    config: RunConfig, *, plan: Plan, directory: RunDirectory, ranks: Ranks, start: TrainState, order: Order, engine: Engine
+    config: RunConfig, *, plan: Plan, directory: RunDirectory, ranks: Ranks, start: TrainState, data: TrainingData, engine: Engine
 ) -> Reporter:
     def batch_ids(step: int) -> Sequence[int]:
         consumed = start.samples + (step - 1 - start.step) * plan.global_batch
-        ids: list[int] = order.batch_ids(consumed, global_batch=plan.global_batch).sample_ids.tolist()
-        return ids
+        return data.batch_ids(consumed, global_batch=plan.global_batch) or ()
 
     def newest_checkpoint() -> str:
         found = find_newest(directory.checkpoints, deep=False).checkpoint
@@ -218,7 +224,9 @@ def _reporter(
     )
 
 
-def _announce(reporter: Reporter, *, plan: Plan, decision: ResumeDecision, start: TrainState, transfer: str | None) -> None:
+def _announce(
+    reporter: Reporter, *, plan: Plan, decision: ResumeDecision, start: TrainState, transfer: str | None, caveats: Sequence[str]
+) -> None:
     reporter.event(
         "resume" if decision.checkpoint else "start",
         step=start.step,
@@ -232,5 +240,7 @@ def _announce(reporter: Reporter, *, plan: Plan, decision: ResumeDecision, start
     )
     for message in (*plan.reasons, *decision.messages):
         reporter.event("decision", step=start.step, message=message)
+    for message in caveats:
+        reporter.event("caveat", step=start.step, message=message)
     if transfer is not None:
         reporter.event("init_from", step=start.step, message=transfer)

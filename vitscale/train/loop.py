@@ -16,7 +16,8 @@ from vitscale.train.state import TrainState
 def train_loop(run: Run) -> TrainState:
     """Train from `run.start` to the end of the plan. All ranks call this.
 
-    Raises `StopRequested` after a stop with everything saved, `NonFiniteLossError` at a loss that is NaN or infinite.
+    Raises `StopRequested` after a stop with everything saved, `NonFiniteLossError` at a loss that is NaN or infinite, `DataError`
+    for data that cannot be used.
     """
     state, plan, total = run.start, run.plan, run.config.train.num_samples
     clock, pending = StepClock(), PendingSteps(steps_done=state.step)
@@ -27,7 +28,7 @@ def train_loop(run: Run) -> TrainState:
     clock.skip()
     while state.step < run.num_steps:
         with clock.waiting_for_data():
-            batch = next(run.batches)
+            batch = run.next_batch()
         if state.step == run.start.step:
             run.show_inputs(batch, state)
         rate = learning_rate(run.config.optim, samples=state.samples, total_samples=total)
@@ -45,8 +46,9 @@ def train_loop(run: Run) -> TrainState:
         summary = pending.collect() if report else None
         clock.step_done()
         if summary is not None:
-            # Before anything is kept: a loss that is not finite raises here.
-            run.reporter.steps(state, summary, lr=rate, timing=clock.collect(images_per_step=plan.global_batch))
+            # Before anything is kept: too many lost samples, or a loss that is not finite, raise here.
+            data = run.check_losses(state)
+            run.reporter.steps(state, summary, lr=rate, timing=clock.collect(images_per_step=plan.global_batch), data=data)
         if save:
             run.save(state)
         if stop and state.step < run.num_steps:

@@ -144,6 +144,7 @@ class TensorBoardObserver(_Silent):
             "time/step_seconds_p99": report.timing.step_seconds_p99,
             "memory/peak_gib": report.memory_gib,
         }
+        scalars |= {f"data/{name}": value for name, value in report.data.figures.items()}
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, report.step)
 

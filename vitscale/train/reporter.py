@@ -8,7 +8,7 @@ from typing import NoReturn
 from vitscale.config import NonFiniteLossError
 from vitscale.train.guards import NonFinite, first_non_finite, non_finite_message
 from vitscale.train.pending import StepSummary
-from vitscale.train.reports import EvaluationReport, Event, InputPictures, Observer, StepReport, Timing
+from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, Observer, StepReport, Timing
 from vitscale.train.state import TrainState
 
 
@@ -44,14 +44,14 @@ class Reporter:
         for observer in self._observers:
             observer.on_progress(step)
 
-    def steps(self, state: TrainState, summary: StepSummary, *, lr: float, timing: Timing) -> None:
+    def steps(self, state: TrainState, summary: StepSummary, *, lr: float, timing: Timing, data: DataReport) -> None:
         """Report the steps since the last report. Raises `NonFiniteLossError` on every rank when one of them went wrong."""
         found = first_non_finite(summary.losses, summary.grad_norms, first_step=summary.first_step)
         if found is not None:
             self._fail(found)
         values = summary.values | {"lr": lr}
         gib = self._memory_bytes() / 2**30
-        report = StepReport(step=state.step, samples=state.samples, values=values, timing=timing, memory_gib=gib)
+        report = StepReport(step=state.step, samples=state.samples, values=values, timing=timing, data=data, memory_gib=gib)
         self.last_values |= report.figures
         for observer in self._observers:
             observer.on_step(report)

@@ -18,6 +18,19 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What reading was like on all ranks: samples lost since the run began, and the storages' counters since the last report."""
+
+    lost_samples: int
+    io: dict[str, int]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The counters as metrics.jsonl has them."""
+        return {"lost_samples": self.lost_samples, **{f"io_{name}": count for name, count in sorted(self.io.items())}}
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
     """What is known at a logged step. `values` are means over the ranks and over the steps since the last
     report, but for `loss_max`, the greatest loss of these steps, and `lr`, the rate of this one."""
@@ -26,12 +39,13 @@ class StepReport:
     samples: int
     values: dict[str, float]
     timing: Timing
+    data: DataReport
     memory_gib: float
 
     @property
     def figures(self) -> dict[str, float]:
         """Everything that was measured, as metrics.jsonl has it."""
-        return {**self.values, **asdict(self.timing), "memory_gib": self.memory_gib}
+        return {**self.values, **asdict(self.timing), **self.data.figures, "memory_gib": self.memory_gib}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,23 @@
 """Run: everything a training run holds while it runs, and the few actions of the loop that touch more than one of them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 
 from vitscale.checkpoint.retention import prune
 from vitscale.checkpoint.save import save_checkpoint
+from vitscale.data.loader import TrainLoader
 from vitscale.data.types import Batch
 from vitscale.dist.agreement import on_main
+from vitscale.dist.collectives import gather_json
 from vitscale.engine.engine import Engine
 from vitscale.plan.plan import Plan
 from vitscale.run_config import RunConfig, dump_run_config
 from vitscale.train.evaluations import Evaluation
 from vitscale.train.guards import StopRequest
+from vitscale.train.losses import LossLedger
 from vitscale.train.pictures import captions
 from vitscale.train.reporter import Reporter
-from vitscale.train.reports import InputPictures
+from vitscale.train.reports import DataReport, InputPictures
 from vitscale.train.run_dir import RunDirectory
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, host_state, last_step
@@ -23,19 +26,21 @@ from vitscale.train.state import TrainState, host_state, last_step
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run that is ready to train from `start`. `data_identity` names the data set and the order in checkpoints,
-    `classes` the labels in pictures."""
+    `classes` the labels in pictures, `num_samples` the size of an epoch where it is known."""
 
     config: RunConfig
     plan: Plan
     directory: RunDirectory
     start: TrainState
     engine: Engine
-    batches: Iterator[Batch]
+    batches: TrainLoader
     classes: tuple[str, ...] | None
     data_identity: dict[str, object]
     evaluations: tuple[Evaluation, ...]
     reporter: Reporter
     sample_log: SampleLog
+    losses: LossLedger
+    num_samples: int | None
     stop: StopRequest
 
     @property
@@ -61,6 +66,23 @@ class Run:
             values = evaluation.evaluator.run(self.engine.predict)
         self.reporter.evaluation(evaluation.name, state, values)
 
+    def next_batch(self) -> Batch:
+        """This rank's part of the next global batch; what had to be replaced in it is in the ledger before anything is made of it."""
+        batch = next(self.batches)
+        self.losses.record(self.batches.take_lost())
+        return batch
+
+    def check_losses(self, state: TrainState) -> DataReport:
+        """Report the samples lost since the last call and what reading has cost. All ranks; raises `DataError` past the budget."""
+        for lost in self.losses.share():
+            message = f"sample {lost.sample_id} of epoch {lost.epoch} was replaced by {lost.replaced_by}: {lost.reason}"
+            self.reporter.event("lost_sample", step=state.step, message=message, **asdict(lost))
+        self.losses.check(max_fraction=self.config.data.max_lost_fraction, samples=state.samples, num_samples=self.num_samples)
+        totals = Counter[str]()
+        for io in gather_json(self.batches.take_io()):
+            totals.update(io)
+        return DataReport(lost_samples=self.losses.count, io=dict(totals))
+
     def show_inputs(self, batch: Batch, state: TrainState) -> None:
         """Show the first augmented inputs of a batch with their labels."""
         count = self.config.train.log_images
@@ -76,7 +98,7 @@ class Run:
                 self.engine.store,
                 folder=self.directory.checkpoints,
                 step=state.step,
-                state=host_state(state, seed=self.config.seed, data=self.data_identity),
+                state=host_state(state, seed=self.config.seed, data=self.data_identity, lost=self.losses.to_json()),
                 config_text=dump_run_config(self.config),
             )
         if self.reporter.is_main:

@@ -61,6 +61,15 @@ class RunDirectory:
         """Sample ids that one rank consumed, a line per step."""
         return self.root / "samples" / f"rank-{rank:05d}.jsonl"
 
+    @property
+    def ledger(self) -> Path:
+        """Folder of the ledger of lost samples."""
+        return self.root / "ledger"
+
+    def lost_log(self, rank: int) -> Path:
+        """Samples that one rank lost and replaced, a line each; never cut back."""
+        return self.ledger / f"rank-{rank:05d}.jsonl"
+
     def newest_values(self) -> dict[str, float]:
         """The newest value of every figure in metrics.jsonl."""
         values: dict[str, float] = {}

@@ -26,10 +26,12 @@ def last_step(start: TrainState, *, num_samples: int, global_batch: int) -> int:
     return start.step + max(0, num_samples - start.samples) // global_batch
 
 
-def host_state(state: TrainState, *, seed: int, data: dict[str, Any]) -> dict[str, Any]:
-    """The JSON kept in a checkpoint. `data` identifies the data set and the order; the cursor counts samples over all epochs."""
-    rng = {"scheme": "counter", "seed": seed, "keys": ["seed, epoch, sample id", "seed, step, rank", "seed, parameter name"]}
-    return {"step": state.step, "samples": state.samples, "cursor": {**data, "consumed": state.samples}, "rng": rng}
+def host_state(state: TrainState, *, seed: int, data: dict[str, Any], lost: list[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON kept in a checkpoint. `data` identifies the data set and the order, `lost` is the ledger of replaced samples;
+    the cursor counts samples over all epochs."""
+    rng = {"scheme": "counter", "seed": seed, "keys": ["seed, view, sample id", "seed, step, rank", "seed, parameter name"]}
+    cursor = {**data, "consumed": state.samples}
+    return {"step": state.step, "samples": state.samples, "cursor": cursor, "rng": rng, "lost": lost}
 
 
 def read_host_state(saved: dict[str, Any], *, data: dict[str, Any], where: str) -> TrainState:

@@ -1,0 +1,105 @@
+"""The ledger of lost samples: durable before they are trained on, shared by the ranks, held against the budget of the run."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vitscale.config import DataError
+from vitscale.data.types import LostSample
+from vitscale.dist.collectives import gather_json
+
+_SHOWN_SHARDS = 5
+
+Losses = dict[tuple[int, int], LostSample]
+"""By epoch and sample id."""
+
+
+class LossLedger:
+    """Every sample that the run has lost so far, over all ranks, and what replaced it.
+
+    Each rank writes what it loses to a file of its own at once, so that a replay after a crash makes the same replacements even
+    if the shard has been mended by then; checkpoints carry the whole ledger, so that they do not need the run directory.
+    """
+
+    def __init__(self, path: Path, *, known: Losses) -> None:
+        self._path = path
+        self._known = dict(known)
+        self._unshared: list[LostSample] = []
+
+    @property
+    def count(self) -> int:
+        """Samples lost so far, each epoch's counted by itself."""
+        return len(self._known)
+
+    def record(self, lost: Sequence[LostSample]) -> None:
+        """Keep what this rank lost in a batch that is about to be trained on. Raises `DataError` when it cannot be written."""
+        new = [sample for sample in lost if (sample.epoch, sample.sample_id) not in self._known]
+        if not new:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(sample)) + "\n" for sample in new)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{self._path}: the ledger of lost samples cannot be written: {error.strerror}. Free space on the run directory's"
+                " disk and run the command again; it goes on from the newest checkpoint."
+            ) from error
+        self._known |= by_name(new)
+        self._unshared += new
+
+    def share(self) -> list[LostSample]:
+        """Tell all ranks what each has lost since the last call; gives the losses of all. All ranks must call this."""
+        mine, self._unshared = self._unshared, []
+        gathered = [LostSample(**entry) for entries in gather_json([asdict(sample) for sample in mine]) for entry in entries]
+        self._known |= by_name(gathered)
+        return sorted(by_name(gathered).values(), key=lambda sample: (sample.epoch, sample.sample_id))
+
+    def check(self, *, max_fraction: float, samples: int, num_samples: int | None) -> None:
+        """Raise `DataError` when more than `max_fraction` of the data is lost: of an epoch or, if more, of the samples consumed.
+        After `share`, every rank decides alike."""
+        drawn = max(samples, num_samples or 0)
+        if self.count <= max_fraction * drawn:
+            return
+        shards = sorted({sample.shard for sample in self._known.values()})
+        more = f" and {len(shards) - _SHOWN_SHARDS} more" if len(shards) > _SHOWN_SHARDS else ""
+        reasons = sorted({sample.reason for sample in self._known.values()})
+        raise DataError(
+            f"{self.count} samples were lost, more than data.max_lost_fraction {max_fraction:g} of {drawn} allows, in"
+            f" {', '.join(shards[:_SHOWN_SHARDS])}{more}. One of them: {reasons[0]} Mend the shards (`vitscale-data verify` names all"
+            " damage) or raise data.max_lost_fraction, and run the command again; it goes on from the newest checkpoint."
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The whole ledger, for a checkpoint."""
+        return [asdict(self._known[name]) for name in sorted(self._known)]
+
+
+def by_name(lost: Iterable[LostSample]) -> Losses:
+    """By epoch and sample id; of several entries the first counts, which was trained on first."""
+    named: Losses = {}
+    for sample in lost:
+        named.setdefault((sample.epoch, sample.sample_id), sample)
+    return named
+
+
+def replacements(losses: Losses) -> Mapping[tuple[int, int], int]:
+    """What the loader needs of the ledger."""
+    return {name: sample.replaced_by for name, sample in losses.items() if sample.replaced_by is not None}
+
+
+def read_ledger(folder: Path, *, saved: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of a checkpoint and of every rank's file in `folder`, those of earlier attempts included. Plain JSON."""
+    entries = [dict(entry) for entry in saved]
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # the torn last line of a killed process, whose batch was not trained on
+    return entries
