@@ -1,4 +1,4 @@
-"""Sample transforms: a raw sample to a uint8 image of fixed size and its label, cropped and flipped by counter-based draws.
+"""Sample transforms: a raw sample to a uint8 image of fixed size and its label, augmented by counter-based draws.
 
 Images stay uint8 until they are on the device: a float image in the worker costs four times the bytes between processes.
 """
@@ -13,7 +13,12 @@ import torch
 from pydantic import Field, model_validator
 
 from vitscale.config import Config, DataError
-from vitscale.data.decode import decode_image_member
+from vitscale.data.augment_ops import Operation, apply_operations
+from vitscale.data.auto_augment import PolicyConfig
+from vitscale.data.crops import Box, centred_square, random_resized_box, whole
+from vitscale.data.decode import JpegDecoder, decode_crop_member, decode_image_member
+from vitscale.data.photometric import BlurConfig, ColorJitterConfig, SolariseConfig
+from vitscale.data.turbojpeg import require_turbojpeg
 from vitscale.data.types import RawSample, SampleFields
 from vitscale.dist.seeding import CounterRng
 
@@ -23,27 +28,42 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 LABEL_MEMBER = "cls"
 _LONGEST_LABEL = 18  # digits that surely fit int64
-_CROP_TRIES = 10
 
 
 class AugmentConfig(Config):
-    """Random crop and flip of training images."""
+    """Random changes of training images, in this order: crop, flip, policy, color_jitter, grayscale, blur, solarise.
 
-    crop: Literal["none", "pad", "random_resized"] = "none"
-    """none: the whole image, resized to the model's size. pad: resized, then shifted by a random crop out of a border of zeros
-    (`padding`), the recipe for small images. random_resized: a random part of the image (`scale`, `ratio`), resized."""
+    Everything is off by default, and what is off draws nothing. All after the crop is done at the model's size.
+    """
+
+    crop: Literal["none", "centre", "pad", "random_resized"] = "none"
+    """none: the whole image, resized to the model's size. centre: the largest square in its middle, resized. pad: the whole image
+    resized, then shifted by a random crop out of a border of zeros (`padding`), the recipe for small images. random_resized: a
+    random part of the image (`scale`, `ratio`), resized."""
     padding: int | None = Field(default=None, ge=1)
     """Pixels of border on each side; for crop: pad only, for example 2 for 28-pixel images."""
     scale: tuple[float, float] | None = None
     """Least and greatest share of the image's area that is kept; for crop: random_resized only, for example [0.08, 1.0]."""
     ratio: tuple[float, float] | None = None
     """Least and greatest width / height of the part; for crop: random_resized only, for example [0.75, 1.3333]."""
+    interpolation: Interpolation | Literal["random"] = "bilinear"
+    """How the crop is resized, antialiased; random: bilinear or bicubic, evenly."""
     flip: bool = False
     """Mirror half of the images left to right."""
+    policy: PolicyConfig | None = None
+    """RandAugment, TrivialAugment Wide or 3-Augment."""
+    color_jitter: ColorJitterConfig | None = None
+    """Random brightness, contrast, saturation and hue."""
+    grayscale: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the images that lose their colours."""
+    blur: BlurConfig | None = None
+    """Gaussian blur."""
+    solarise: SolariseConfig | None = None
+    """Inversion of bright values."""
 
     @model_validator(mode="after")
     def _settings_belong_to_the_crop(self) -> Self:
-        wanted = {"none": (), "pad": ("padding",), "random_resized": ("scale", "ratio")}[self.crop]
+        wanted = {"none": (), "centre": (), "pad": ("padding",), "random_resized": ("scale", "ratio")}[self.crop]
         for name in ("padding", "scale", "ratio"):
             if name in wanted and getattr(self, name) is None:
                 raise ValueError(f"crop {self.crop!r} needs {name}")
@@ -55,31 +75,68 @@ class AugmentConfig(Config):
             raise ValueError(f"ratio must be two rising positive numbers, got {list(self.ratio)}")
         return self
 
+    def box(self, *, height: int, width: int, rng: CounterRng) -> Box:
+        """The part of the image that is kept."""
+        if self.scale is not None and self.ratio is not None:
+            return random_resized_box(height=height, width=width, scale=self.scale, ratio=self.ratio, rng=rng)
+        return centred_square(height=height, width=width) if self.crop == "centre" else whole(height=height, width=width)
+
+    def draw_operations(self, rng: CounterRng, *, image_size: int) -> list[Operation]:
+        """What follows crop and flip for one image."""
+        operations: list[Operation] = []
+        if self.policy is not None:
+            operations += self.policy.draw(rng, image_size=image_size)
+        if self.color_jitter is not None:
+            operations += self.color_jitter.draw(rng)
+        if self.grayscale and rng.chance(self.grayscale):
+            operations.append(Operation(name="grayscale"))
+        if self.blur is not None:
+            operations += self.blur.draw(rng)
+        if self.solarise is not None:
+            operations += self.solarise.draw(rng)
+        return operations
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Decode, random crop, resize to `image_size`, random flip: `image` uint8 (C, H, W) and `label` int."""
+    """Decode, crop, resize to `image_size`, flip, augment: `image` uint8 (C, H, W) and `label` int.
+
+    A crop with at least 2, 4 or 8 times `image_size` pixels on both sides is decoded at 1/2, 1/4 or 1/8 where it comes from a
+    JPEG, its edges rounded to the pixels there, whichever decoder is used.
+    """
 
     image_size: int
     num_channels: int
     augment: AugmentConfig
     num_classes: int | None = None
     """Labels must be below it; None takes any."""
+    jpeg_decoder: JpegDecoder = "simplejpeg"
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` where the decoder is not installed: at the start of the run, not in a worker."""
+        if self.jpeg_decoder == "turbojpeg":
+            require_turbojpeg()
 
     def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:
-        """Raises `DataError` naming shard and key for an image or label that cannot be used."""
-        image_HWC = self._crop(decode_image_member(sample, num_channels=self.num_channels), rng)
+        """Raises `UnreadableSampleError` for an image that cannot be decoded, `DataError` for a label that cannot be used; both
+        name shard and key."""
+        image_HWC = self._crop(sample, rng)
         if self.augment.flip and rng.chance(0.5):
             image_HWC = image_HWC[:, ::-1]
+        image_HWC = apply_operations(image_HWC, self.augment.draw_operations(rng, image_size=self.image_size))
         label = read_label(sample, num_classes=self.num_classes)
         return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), "label": label}
 
-    def _crop(self, image_HWC: Image, rng: CounterRng) -> Image:
+    def _crop(self, sample: RawSample, rng: CounterRng) -> Image:
         size, augment = self.image_size, self.augment
-        if augment.scale is not None and augment.ratio is not None:
-            box = random_resized_box(height=image_HWC.shape[0], width=image_HWC.shape[1], scale=augment.scale, ratio=augment.ratio, rng=rng)
-            image_HWC = image_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
-        resized_HWC = resize(image_HWC, height=size, width=size)
+        part_HWC = decode_crop_member(
+            sample,
+            num_channels=self.num_channels,
+            choose_box=lambda height, width: augment.box(height=height, width=width, rng=rng),
+            size=size,
+            jpeg_decoder=self.jpeg_decoder,
+        )
+        resized_HWC = resize(part_HWC, height=size, width=size, interpolation=_drawn(augment.interpolation, rng))
         if augment.padding is None:
             return resized_HWC
         span = 2 * augment.padding + 1
@@ -143,34 +200,6 @@ def read_label(sample: RawSample, *, num_classes: int | None = None) -> int:
     return label
 
 
-@dataclass(frozen=True, kw_only=True)
-class Box:
-    """A part of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def random_resized_box(*, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: CounterRng) -> Box:
-    """Where to crop: a uniform share of the area, a log-uniform aspect ratio, a uniform place (Szegedy et al. 2015).
-
-    As in torchvision's RandomResizedCrop: ten tries, then the largest centred box whose ratio is allowed.
-    """
-    for _ in range(_CROP_TRIES):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < box_height <= height and 0 < box_width <= width:
-            top, left = rng.integer(0, height - box_height + 1), rng.integer(0, width - box_width + 1)
-            return Box(top=top, left=left, height=box_height, width=box_width)
-    allowed = min(max(width / height, ratio[0]), ratio[1])
-    # Rounding may pass the border by one pixel, and a sliver may round to nothing.
-    box_height, box_width = max(1, min(height, round(width / allowed))), max(1, min(width, round(height * allowed)))
-    return Box(top=(height - box_height) // 2, left=(width - box_width) // 2, height=box_height, width=box_width)
-
-
 def resize(image_HWC: Image, *, height: int, width: int, interpolation: Interpolation = "bilinear") -> Image:
     """Antialiased resize of a uint8 image (H, W, C); the image itself when it has the size already."""
     if image_HWC.shape[:2] == (height, width):
@@ -180,6 +209,12 @@ def resize(image_HWC: Image, *, height: int, width: int, interpolation: Interpol
     resized_1CHW = torch.nn.functional.interpolate(image_1CHW, size=(height, width), mode=interpolation, antialias=True)
     resized_HWC: Image = resized_1CHW[0].permute(1, 2, 0).numpy()
     return resized_HWC
+
+
+def _drawn(interpolation: Interpolation | Literal["random"], rng: CounterRng) -> Interpolation:
+    if interpolation != "random":
+        return interpolation
+    return "bilinear" if rng.chance(0.5) else "bicubic"
 
 
 def _shift(image_HWC: Image, *, down: int, right: int) -> Image:
