@@ -97,3 +97,12 @@ def test_pickle(folder: Path) -> None:
     storage = open_storage(folder)
     storage.read_range("a.bin", offset=0, length=1)
     assert pickle.loads(pickle.dumps(storage)).read_range("a.bin", offset=1, length=2) == b"\x01\x02"
+
+
+def test_names_are_listed_by_their_ending_in_order(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.tar", "part/0.tar", "a.tar.idx.npy", "tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.tar").mkdir()
+    assert LocalStorage(tmp_path).list_names(".tar") == ["a.tar", "b.tar", "part/0.tar"]
+    assert LocalStorage(tmp_path / "part").list_names(".zip") == []

@@ -32,6 +32,10 @@ class Storage(Protocol):
         """Exactly `length` bytes from `offset` on. Raises `DataError` when the file is missing, unreadable or shorter."""
         ...
 
+    def list_names(self, suffix: str) -> list[str]:
+        """Names below the root that end in `suffix`, with slashes, sorted. Raises `DataError` when it cannot be listed."""
+        ...
+
     def io_counters(self) -> dict[str, int]:
         """What has been read through this object in this process: `reads`, `bytes_read`, and what else the storage counts."""
         ...
@@ -88,6 +92,13 @@ class LocalStorage:
             )
         self._counters.update(reads=1, bytes_read=length)
         return data
+
+    def list_names(self, suffix: str) -> list[str]:
+        try:
+            paths = [path for path in self._root.rglob(f"*{suffix}") if path.is_file()]
+        except OSError as error:
+            raise self._unreadable("", error) from None
+        return sorted(path.relative_to(self._root).as_posix() for path in paths)
 
     def io_counters(self) -> dict[str, int]:
         return dict(self._counters)
