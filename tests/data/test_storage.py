@@ -104,5 +104,5 @@ def test_names_are_listed_by_their_ending_in_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.tar").mkdir()
-    assert LocalStorage(tmp_path).list_names(".tar") == ["a.tar", "b.tar", "part/0.tar"]
-    assert LocalStorage(tmp_path / "part").list_names(".zip") == []
+    assert open_storage(tmp_path).list_names(".tar") == ["a.tar", "b.tar", "part/0.tar"]
+    assert open_storage(tmp_path / "part").list_names(".zip") == []
