@@ -111,9 +111,7 @@ _Runs = tuple[RunDirectory, RunDirectory]
 
 def _read_config(run: RunDirectory) -> dict[str, Any]:
     if not run.config.is_file():
-        raise UsageError(
-            f"{run.root}: not a run directory: it has no config.yaml. Give a folder that a run wrote, as runs/NAME."
-        )
+        raise UsageError(f"{run.root}: not a run directory: it has no config.yaml. Give a folder that a run wrote, as runs/NAME.")
     values = read_yaml(run.config)
     train = values.get("train") if isinstance(values, dict) else None
     if not isinstance(train, dict) or not isinstance(train.get("global_batch"), int):
