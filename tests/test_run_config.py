@@ -71,6 +71,16 @@ PROBLEMS: list[tuple[list[str], list[str]]] = [
         ["data.lanes=48", "optim.schedule.warmup_samples=1001", "evals.test.weights=ema"],
         ["train.global_batch: 64", "optim.schedule.warmup_samples", "evals.test.weights"],
     ),
+    (
+        ["stages=[{until_samples: 500, image_size: 13}, {until_samples: 400, image_size: 56}]"],
+        [
+            "stages.0.image_size: 13 is not a multiple of the patch size",
+            "stages.1.until_samples: 400 does not lie between the start of the stage at 500 and the end of the run (train.num_samples 1000",
+            "stages.1.image_size: 56 is not a multiple of the patch size",
+        ],
+    ),
+    (["stages=[{until_samples: 1000, image_size: 14}]"], ["stages.0.until_samples: 1000 does not lie between"]),
+    (["data.num_workers=0", "data.prefetch=2"], ["data: prefetch 2 has no effect with num_workers 0"]),
     (["model.image_size=30"], ["model.image_size: "]),
     (["name=../x"], ["name: "]),
     (["seed=-1", "modle={}"], ["seed: expected a number greater than or equal to 0, got -1", "modle: unknown key; did you mean 'model'?"]),

@@ -1,5 +1,6 @@
 """RunConfig: everything that was asked for, one YAML file for one whole run, and the checks that span its sections."""
 
+import bisect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,6 +54,16 @@ class TrainConfig(Config):
     """Augmented inputs shown in TensorBoard at the start of the run and of every resume; 0 shows none."""
 
 
+class StageConfig(Config):
+    """A stretch of the run on smaller images, from where the stage before ends."""
+
+    until_samples: int = Field(ge=1)
+    """Where the stage ends, in samples from the start of the run; a batch belongs to the stage in which it begins."""
+    image_size: int = Field(ge=1)
+    """Side of the square input in pixels: a multiple of the patch size, at most model.image_size. Learned positions are
+    resampled to the smaller grid in every step, bicubic with antialiasing."""
+
+
 class RunConfig(Config):
     """One whole run."""
 
@@ -78,6 +89,8 @@ class RunConfig(Config):
     """Saving."""
     evals: dict[str, EvalConfig] = Field(default={}, json_schema_extra=OPERATIONAL)
     """Evaluations by name, during training and by `vitscale evaluate`."""
+    stages: tuple[StageConfig, ...] = ()
+    """Progressive resizing: stages on smaller images; after the last one the run goes on at model.image_size."""
     init_from: InitFromConfig | None = None
     """Weights to start from (fine-tuning); null starts from scratch."""
 
@@ -85,6 +98,20 @@ class RunConfig(Config):
     def run_dir(self) -> Path:
         """The run directory, absolute."""
         return (Path(self.output) / self.name).absolute()
+
+    @property
+    def stage_starts(self) -> tuple[int, ...]:
+        """Samples consumed before each stage of the run, the last of which is at model.image_size."""
+        return (0, *(stage.until_samples for stage in self.stages))
+
+    @property
+    def stage_image_sizes(self) -> tuple[int, ...]:
+        """Side of the images of each stage of the run."""
+        return (*(stage.image_size for stage in self.stages), self.model.image_size)
+
+    def stage_at(self, samples: int) -> int:
+        """Number of the stage, from 0, of the batch that follows `samples` consumed samples."""
+        return bisect.bisect_right(self.stage_starts, samples) - 1
 
     @property
     def num_steps(self) -> int:
@@ -110,6 +137,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     """Everything that is wrong between sections, each with the dotted path and the remedy."""
     yield from _image_problems(config)
     yield from _batch_problems(config)
+    yield from _stage_problems(config)
     yield from _schedule_problems(config)
     yield from _parallel_problems(config.parallel)
     yield from _average_problems(config)
@@ -134,6 +162,21 @@ def _batch_problems(config: RunConfig) -> Iterator[str]:
         yield f"train.global_batch: {batch} is not a multiple of data.lanes {lanes}; every batch takes equally many samples of each lane"
     if config.num_steps < 1:
         yield f"train.num_samples: {config.train.num_samples} is less than one global batch of {batch}"
+
+
+def _stage_problems(config: RunConfig) -> Iterator[str]:
+    patch, largest = config.model.shape.patch_size, config.model.image_size
+    for index, (stage, start) in enumerate(zip(config.stages, config.stage_starts, strict=False)):
+        if not start < stage.until_samples < config.train.num_samples:
+            yield (
+                f"stages.{index}.until_samples: {stage.until_samples} does not lie between the start of the stage at {start} and the"
+                f" end of the run (train.num_samples {config.train.num_samples})"
+            )
+        if stage.image_size % patch or stage.image_size > largest:
+            yield (
+                f"stages.{index}.image_size: {stage.image_size} is not a multiple of the patch size {patch} of at most"
+                f" model.image_size {largest}"
+            )
 
 
 def _schedule_problems(config: RunConfig) -> Iterator[str]:

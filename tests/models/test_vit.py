@@ -1,11 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import Format
 
 from tests.oracles import HuggingFaceOracle, TimmOracle, random_classifier
 from vitscale.config import ConfigError, decode
 from vitscale.models import ModelConfig, ViT, ViTConfig
 from vitscale.nn.init import initial_value, materialise
+from vitscale.nn.resample import Grid
 
 SMALL = {"image_size": 24, "patch_size": 8, "num_channels": 2, "width": 32, "depth": 2, "mlp_width": 72, "num_heads": 4}
 
@@ -99,8 +101,27 @@ def test_sincos_positions_are_added_to_the_tokens() -> None:
     vit = built(model)
     image_BCHW = torch.randn(1, 2, 24, 24)
     learned = built(config(depth=1))
-    learned.load_state_dict({**vit.state_dict(), "pos_embed": vit.fixed_positions.like(vit.cls_token)})
+    learned.load_state_dict({**vit.state_dict(), "pos_embed": vit.fixed_positions.like(vit.cls_token, grid=Grid(rows=3, columns=3))})
     assert torch.equal(vit(image_BCHW).pooled_BD, learned(image_BCHW).pooled_BD)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_at_another_size_equals_timms_dynamic_image_size(pooling: str) -> None:
+    model = ViTConfig(variant="mu/8", image_size=32, pooling=pooling)
+    ours = random_classifier(model, num_classes=5)
+    oracle = TimmOracle(model, ours).model
+    oracle.patch_embed.strict_img_size = False
+    oracle.patch_embed.flatten = False
+    oracle.patch_embed.output_fmt = Format.NHWC
+    oracle.dynamic_img_size = True
+    image_BCHW = torch.randn(2, 3, 16, 48)
+    torch.testing.assert_close(ours.head(ours.backbone(image_BCHW).pooled_BD), oracle(image_BCHW), rtol=0, atol=1e-5)
+
+
+def test_a_learned_table_is_trained_through_its_resampling() -> None:
+    vit = built(config())
+    vit(torch.randn(1, 2, 16, 16)).tokens_BND.sum().backward()
+    assert vit.pos_embed.grad.abs().sum() > 0
 
 
 def test_pooled_is_the_normalised_class_token() -> None:

@@ -5,6 +5,9 @@ import torch
 
 from vitscale.nn.init import initial_value
 from vitscale.nn.positions import FixedPositions, learned_positions, sincos_positions
+from vitscale.nn.resample import Grid
+
+GRID = Grid(rows=2, columns=2)
 
 
 @pytest.mark.parametrize(("kind", "checksum"), [("sincos2d_mae", 69594.494), ("sincos2d_big_vision", 69623.397)])
@@ -39,21 +42,22 @@ def test_class_token_has_zeros() -> None:
 
 
 def test_fixed_table_follows_the_tokens_type_and_device_and_is_made_once() -> None:
-    positions = FixedPositions("sincos2d_mae", grid=2, width=8, class_token=False)
+    positions = FixedPositions("sincos2d_mae", width=8, class_token=False)
     x = torch.zeros(1, 4, 8)
-    assert positions.like(x) is positions.like(x)
-    assert positions.like(x.bfloat16()).dtype == torch.bfloat16
-    assert torch.equal(positions.like(x.bfloat16()), positions.like(x).bfloat16())
-    assert positions.like(x.to("meta")).is_meta
+    assert positions.like(x, grid=GRID) is positions.like(x, grid=GRID)
+    assert positions.like(x.bfloat16(), grid=GRID).dtype == torch.bfloat16
+    assert torch.equal(positions.like(x.bfloat16(), grid=GRID), positions.like(x, grid=GRID).bfloat16())
+    assert positions.like(x.to("meta"), grid=GRID).is_meta
+    assert positions.like(x, grid=Grid(rows=1, columns=3)).shape == (1, 3, 8)
 
 
 def test_fixed_table_made_during_evaluation_can_be_trained_with() -> None:
-    positions = FixedPositions("sincos2d_mae", grid=2, width=8, class_token=False)
+    positions = FixedPositions("sincos2d_mae", width=8, class_token=False)
     x = torch.ones(1, 4, 8, requires_grad=True)
     with torch.inference_mode():
-        positions.like(x)
-    (x * positions.like(x)).sum().backward()  # multiplication saves the table for backward
-    assert torch.equal(x.grad, positions.like(x))
+        positions.like(x, grid=GRID)
+    (x * positions.like(x, grid=GRID)).sum().backward()  # multiplication saves the table for backward
+    assert torch.equal(x.grad, positions.like(x, grid=GRID))
 
 
 def test_learned_table_starts_small() -> None:

@@ -10,12 +10,12 @@ from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, event
 from vitscale import api
 from vitscale.config import CheckpointError, ConfigError, StopRequested
 from vitscale.nn.init import initial_value
+from vitscale.nn.resample import Grid, resample_positions
 from vitscale.run_config import RunConfig
 from vitscale.train.build import open_run
 from vitscale.train.initial import initial_values
 from vitscale.train.state import TrainState
 from vitscale.weights.patch_kernel import resample_patch_kernel
-from vitscale.weights.positions import Grid, resample_positions
 
 POSITIONS, KERNEL, HEAD = "backbone.pos_embed", "backbone.patch_embed.weight", ("head.fc.weight", "head.fc.bias")
 

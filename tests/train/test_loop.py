@@ -45,6 +45,27 @@ def test_stopping_and_resuming_changes_nothing(tmp_path: Path, zero_stage: int) 
     assert events(parts.run_dir, "resume")
 
 
+def test_stages_change_the_image_size_and_a_resume_in_any_of_them_changes_nothing(tmp_path: Path) -> None:
+    stages = ["model.image_size=16", "stages=[{until_samples: 24, image_size: 4}, {until_samples: 64, image_size: 8}]"]
+    whole = tiny_config(tmp_path, "name=whole", *stages)
+    api.train(whole)
+    assert [(event["step"], event["message"]) for event in events(whole.run_dir, "stage")] == [
+        (0, "stage 1 of 3: images of 4 pixels"),
+        (2, "stage 2 of 3: images of 8 pixels"),  # the batch that begins at 16 < 24 still belongs to the first
+        (4, "stage 3 of 3: images of 16 pixels"),
+    ]
+    parts = tiny_config(tmp_path, "name=parts", *stages)
+    for stop in (1, 3, 4):
+        with pytest.raises(StopRequested):
+            api.train(parts, stop_at_step=stop)
+    api.train(parts)
+    assert losses(parts.run_dir) == losses(whole.run_dir)
+    assert_equal_tensors(checkpoint_tensors(parts.run_dir, step=6), checkpoint_tensors(whole.run_dir, step=6))
+    plain = tiny_config(tmp_path, "name=plain", "model.image_size=16")
+    api.train(plain)
+    assert losses(plain.run_dir) != losses(whole.run_dir)
+
+
 def test_a_resume_makes_up_for_an_evaluation_that_a_stop_left_out(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, f"evals.test={{kind: classification, path: {tmp_path}/shards, every_steps: 3}}")
     with pytest.raises(StopRequested):

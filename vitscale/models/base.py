@@ -47,7 +47,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image_BCHW: Tensor) -> Features:
-        """Normalised images (B, C, H, W) to features."""
+        """Normalised images (B, C, H, W) to features; sides other than `image_size` are multiples of the patch size."""
 
 
 def run_block(index: int, block: nn.Module, x_BND: Tensor) -> Tensor:  # noqa: ARG001  (a BlockRunner)

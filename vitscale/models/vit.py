@@ -20,6 +20,7 @@ from vitscale.nn.patch_embed import PatchEmbed
 from vitscale.nn.pooling import Pooling, pool_tokens
 from vitscale.nn.positions import FixedPositions, Positions, learned_positions
 from vitscale.nn.preprocess import Normaliser
+from vitscale.nn.resample import Grid, resample_positions
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -212,7 +213,7 @@ class ViT(Backbone):
         if shape.learned_positions:
             self.pos_embed = learned_positions(num_tokens=shape.num_tokens, width=shape.width)
         else:
-            self.fixed_positions = FixedPositions(config.positions, grid=shape.grid, width=shape.width, class_token=shape.class_token)
+            self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=shape.class_token)
         eps = config.layer_norm_eps
         self.blocks = nn.ModuleList(
             Block(width=shape.width, num_heads=shape.num_heads, mlp_width=shape.mlp_width, gelu=config.gelu, layer_norm_eps=eps)
@@ -230,7 +231,11 @@ class ViT(Backbone):
         return self.normaliser(image_BCHW, dtype=self.compute_dtype)
 
     def forward(self, image_BCHW: Tensor) -> Features:
-        """Normalised images (B, C, H, W) to features. With a class token, `tokens_BND` has it first."""
+        """Normalised images (B, C, H, W) to features. With a class token, `tokens_BND` has it first.
+
+        Both sides are multiples of the patch size. Away from `image_size` a learned table is resampled to the grid at hand, bicubic
+        with antialiasing (timm's `dynamic_img_size`), and trained through; a fixed one is that of the grid at hand.
+        """
         x_BND = self._embed(image_BCHW)
         for index, block in enumerate(self.blocks):
             x_BND = self.block_runner(index, block, x_BND)
@@ -240,7 +245,16 @@ class ViT(Backbone):
         x_BND: Tensor = self.patch_embed(image_BCHW)
         if self.cls_token is not None:
             x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+        grid = Grid(rows=image_BCHW.shape[2] // self.patch_size, columns=image_BCHW.shape[3] // self.patch_size)
         if self.pos_embed is not None:
-            return x_BND + self.pos_embed
+            return x_BND + self._learned_positions(self.pos_embed, grid=grid)
         assert self.fixed_positions is not None
-        return x_BND + self.fixed_positions.like(x_BND)
+        return x_BND + self.fixed_positions.like(x_BND, grid=grid)
+
+    def _learned_positions(self, table_1ND: Tensor, *, grid: Grid) -> Tensor:
+        side = self.image_size // self.patch_size
+        own = Grid(rows=side, columns=side)
+        if grid == own:
+            return table_1ND
+        num_prefix = 0 if self.cls_token is None else 1
+        return resample_positions(table_1ND, source=own, target=grid, num_prefix=num_prefix, mode="timm").to(table_1ND.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.nn.init import normal, set_init
+from vitscale.nn.resample import Grid
 
 Positions = Literal["learned", "sincos2d_mae", "sincos2d_big_vision"]
 """learned: a table that is trained. sincos2d_mae and sincos2d_big_vision: fixed tables that differ in their frequencies."""
@@ -49,18 +50,17 @@ class FixedPositions:
     No module and no buffer: it is not part of the state, and a model built on the meta device has nothing to fill in.
     """
 
-    def __init__(self, kind: Positions, *, grid: int, width: int, class_token: bool) -> None:
+    def __init__(self, kind: Positions, *, width: int, class_token: bool) -> None:
         self.kind = kind
-        self.grid = grid
         self.width = width
         self.class_token = class_token
-        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._tables: dict[tuple[Grid, torch.device, torch.dtype], Tensor] = {}
 
-    def like(self, x: Tensor) -> Tensor:
-        """The table (1, N, D) on the device and in the type of `x`."""
-        key = (x.device, x.dtype)
+    def like(self, x: Tensor, *, grid: Grid) -> Tensor:
+        """The table (1, N, D) of a grid on the device and in the type of `x`."""
+        key = (grid, x.device, x.dtype)
         if key not in self._tables:
-            table = sincos_positions(self.kind, rows=self.grid, columns=self.grid, width=self.width, class_token=self.class_token)
+            table = sincos_positions(self.kind, rows=grid.rows, columns=grid.columns, width=self.width, class_token=self.class_token)
             with torch.inference_mode(False):
                 self._tables[key] = table.to(device=x.device, dtype=x.dtype)
         return self._tables[key]

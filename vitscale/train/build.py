@@ -15,7 +15,7 @@ from vitscale.config import CheckpointError, ConfigError, DataError
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, train_loader
 from vitscale.data.source import Demand, TrainingData, open_training_data
-from vitscale.data.types import InputSpec, LostSample, unstaged
+from vitscale.data.types import InputSpec, LostSample, StagedTransform
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import Ranks
@@ -177,9 +177,10 @@ def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, star
 
 
 def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, losses: Losses) -> Demand:
-    inputs = InputSpec(image_size=config.model.image_size, num_channels=config.model.num_channels)
+    inputs = [InputSpec(image_size=size, num_channels=config.model.num_channels) for size in config.stage_image_sizes]
+    transforms = tuple(config.objective.sample_transform(spec) for spec in inputs)
     return Demand(
-        transform=unstaged(config.objective.sample_transform(inputs)),
+        transform=StagedTransform(starts=config.stage_starts, transforms=transforms),
         seed=config.seed,
         global_batch=plan.global_batch,
         start_samples=start.samples,

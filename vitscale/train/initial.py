@@ -15,9 +15,9 @@ from vitscale.config import decode, parse_yaml
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.models import ViTShape
 from vitscale.nn.init import initial_value
+from vitscale.nn.resample import Grid
 from vitscale.objectives.base import Objective
 from vitscale.run_config import RunConfig
-from vitscale.weights.positions import Grid
 from vitscale.weights.transfer import InitFromConfig, ModelFacts, TokenLayout, format_table, plan_transfer
 
 Initial = Callable[[str, nn.Parameter, tuple[int, ...]], Tensor]

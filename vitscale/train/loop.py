@@ -29,8 +29,7 @@ def train_loop(run: Run) -> TrainState:
     while state.step < run.num_steps:
         with clock.waiting_for_data():
             batch = run.next_batch()
-        if state.step == run.start.step:
-            run.show_inputs(batch, state)
+        run.show_inputs(batch, state)
         rate = learning_rate(run.config.optim, samples=state.samples, total_samples=total)
         pending.add(run.engine.train_step(micro_batches(batch, size=plan.micro_batch), step=state.step, lr=rate))
         state = state.advance(plan.global_batch)

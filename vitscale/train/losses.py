@@ -62,10 +62,15 @@ class LossLedger:
 
     def check(self, *, max_fraction: float, samples: int, num_samples: int | None) -> None:
         """Raise `DataError` when more than `max_fraction` of the data is lost: of an epoch or, if more, of the samples consumed.
-        After `share`, every rank decides alike."""
+
+        After `share`, every rank decides alike. What no checkpoint has of the ledger is forgotten then: no step that is kept was
+        trained on it, and once the shards are mended it counts no longer.
+        """
         drawn = max(samples, num_samples or 0)
         if self.count <= max_fraction * drawn:
             return
+        for path in _files(self._path.parent):
+            path.unlink(missing_ok=True)
         shards = sorted({sample.shard for sample in self._known.values()})
         more = f" and {len(shards) - _SHOWN_SHARDS} more" if len(shards) > _SHOWN_SHARDS else ""
         reasons = sorted({sample.reason for sample in self._known.values()})
@@ -96,10 +101,14 @@ def replacements(losses: Losses) -> Mapping[tuple[int, int], int]:
 def read_ledger(folder: Path, *, saved: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The entries of a checkpoint and of every rank's file in `folder`, those of earlier attempts included. Plain JSON."""
     entries = [dict(entry) for entry in saved]
-    for path in sorted(folder.glob("rank-*.jsonl")):
+    for path in _files(folder):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entries.append(json.loads(line))
             except json.JSONDecodeError:
                 continue  # the torn last line of a killed process, whose batch was not trained on
     return entries
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("rank-*.jsonl"))

@@ -84,7 +84,14 @@ class Run:
         return DataReport(lost_samples=self.losses.count, io=dict(totals))
 
     def show_inputs(self, batch: Batch, state: TrainState) -> None:
-        """Show the first augmented inputs of a batch with their labels."""
+        """Show the first augmented inputs of a batch with their labels, if it is the first of the run, of a resume or of a stage."""
+        stage = self.config.stage_at(state.samples)
+        is_first = state.step == self.start.step
+        if not is_first and stage == self.config.stage_at(state.samples - self.plan.global_batch):
+            return
+        if self.config.stages:
+            size, num_stages = self.config.stage_image_sizes[stage], len(self.config.stage_starts)
+            self.reporter.event("stage", step=state.step, message=f"stage {stage + 1} of {num_stages}: images of {size} pixels")
         count = self.config.train.log_images
         if count and self.reporter.is_main:
             self.reporter.pictures(

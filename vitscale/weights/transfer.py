@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vitscale.config import CheckpointError, Config
+from vitscale.nn.resample import Grid, PositionMode, resample_positions
 from vitscale.weights.patch_kernel import resample_patch_kernel
-from vitscale.weights.positions import Grid, PositionMode, resample_positions
 
 BACKBONE = "backbone."
 CLASS_TOKEN = f"{BACKBONE}cls_token"

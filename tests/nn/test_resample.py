@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitscale.weights.positions import POSITION_MODES, Grid, PositionMode, resample_positions
+from vitscale.nn.resample import POSITION_MODES, Grid, PositionMode, resample_positions
 
 PAIRS = [
     (Grid(4, 4), Grid(7, 7)),
