@@ -60,7 +60,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 }
 """Third-party library and the only places that import it."""
 
-COMMAND_FILES = ("vitscale/cli.py", "launch/cli.py", "data_tools/cli.py")
+COMMAND_FILES = ("vitscale/cli.py", "launch/cli.py", "data_tools/cli.py", "data_tools/dataset_commands.py", "data_tools/pack_cli.py")
 """Files whose functions may import our packages when they run, so that `--help` stays fast."""
 
 MAX_FILE_LINES = 500

@@ -1,0 +1,48 @@
+"""Files that are replaced as a whole, and the lock of a working folder that outlives a killed command."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitscale.config import DataError, UsageError
+
+_LOCK_NAME = "lock"
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, flushed to disk; whoever looks sees the old file or the new one. Raises `OSError`."""
+    draft = path.with_name(f".{path.name}.partial")
+    with open(draft, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+@contextmanager
+def output_errors(output: Path) -> Iterator[None]:
+    """Turn a failure of the disk into a `DataError` that names `output`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{output}: cannot be written: {error.strerror or error}. "
+            "Free or choose a disk with enough room and permission, and run the command again."
+        ) from error
+
+
+@contextmanager
+def locked_folder(folder: Path, *, purpose: str) -> Iterator[None]:
+    """Make `folder` and hold its lock, which the kernel drops with the process. Raises `UsageError` while another one holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder.parent}: another process is {purpose} it. Wait for it, or give another --output.") from None
+        yield
+    finally:
+        os.close(descriptor)

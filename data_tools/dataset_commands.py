@@ -1,0 +1,87 @@
+"""Commands of `vitscale-data` that work on data sets that exist: index. Bodies import what they need when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .index_dataset import IndexPlan, IndexSummary
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as many as pay, at most 16.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `vitscale-data`."""
+    for command in (index,):
+        app.command()(command)
+
+
+def index(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or address (s3://...) that holds WebDataset tars.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where indexes and manifest go. Default: beside the tars of a local folder.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names in label order, one a line. Default: the labels' numbers.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="What the manifest calls the data: train, test, ...")] = None,
+    allow_pickles: Annotated[bool, typer.Option("--allow-pickles", help="Index tars with pickled members; they are never read.")] = False,
+    allow_duplicate_keys: Annotated[
+        bool, typer.Option("--allow-duplicate-keys", help="Accept that samples of different tars have the same key.")
+    ] = False,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Make WebDataset tars trainable as they lie there: an index beside each, and a manifest.
+
+    A run that was killed goes on where it was when it is started again.
+    """
+    from vitscale.config.presentation import present_errors
+
+    with present_errors(debug=debug):
+        from .index_dataset import IndexRequest, plan_index, read_class_names, write_index
+        from .jobs import default_workers
+        from .progress import progress
+
+        request = IndexRequest(
+            source=source,
+            output=output,
+            classes=None if classes is None else read_class_names(classes),
+            split=split,
+            allow_pickles=allow_pickles,
+            allow_duplicate_keys=allow_duplicate_keys,
+        )
+        plan = plan_index(request)
+        if dry_run:
+            _print_index_plan(plan)
+            return
+        with progress("indexing, in MiB", total=plan.num_bytes >> 20) as report:
+            workers = workers or default_workers(plan.num_bytes)
+            summary = write_index(plan, workers=workers, report=lambda num_bytes: report(num_bytes >> 20))
+        _print_index_summary(summary)
+
+
+def _print_index_plan(plan: IndexPlan) -> None:
+    done = f", {plan.num_finished} of them indexed by an earlier run" if plan.num_finished else ""
+    typer.echo(
+        f"would index, and did not (--dry-run): {len(plan.jobs)} tars, {plan.num_bytes / 2**20:.1f} MiB, of {plan.storage.root}{done}"
+    )
+    typer.echo(f"would write: an index per tar and the manifest in {plan.output}")
+
+
+def _print_index_summary(summary: IndexSummary) -> None:
+    manifest = summary.manifest
+    size = sum(shard.bytes for shard in manifest.shards) / 2**20
+    classes = "no classes" if manifest.classes is None else f"{len(manifest.classes)} classes"
+    for note in summary.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{summary.output}: {manifest.num_samples} samples of {classes} in {len(manifest.shards)} shards, {size:.1f} MiB")
+    typer.echo(f"members: {', '.join(manifest.members)}")
+    typer.echo(f"indexed in {summary.seconds:.1f} s")
+    typer.echo(f"next: vitscale-data verify {summary.output}, or vitscale train CONFIG data.path={summary.output}")

@@ -1,0 +1,47 @@
+"""Files replaced as a whole, and one holder of a working folder at a time."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vitscale.config import DataError, UsageError
+from vitscale_data_tools.atomic import locked_folder, output_errors, replace_file
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for data in (b"1", b"22"):
+        replace_file(path, data)
+        assert path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_draft_that_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").write_bytes(b"half")
+    replace_file(tmp_path / "a", b"whole")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_old_file_stays_where_the_new_one_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_file(tmp_path / "a", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"out: cannot be written: No space left on device\. Free"), output_errors(Path("out")):
+        replace_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_folder_has_one_holder_and_the_lock_ends_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "work"
+    with (
+        locked_folder(folder, purpose="indexing"),
+        pytest.raises(UsageError, match="out: another process is indexing it"),
+        locked_folder(folder, purpose="indexing"),
+    ):
+        pass
+    with locked_folder(folder, purpose="indexing"):
+        pass
