@@ -1,6 +1,7 @@
 """The ledger of lost samples, alone and in whole runs: what is damaged is replaced, told, remembered and held against the budget."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,11 @@ def test_what_is_recorded_is_on_disk_before_it_is_shared(tmp_path: Path) -> None
     ledger.record([lost(3), lost(7), lost(7, epoch=1)])
     entries = read_ledger(tmp_path / "ledger", saved=[])
     assert [(entry["epoch"], entry["sample_id"]) for entry in entries] == [(0, 7), (1, 7)], "3 was known"
-    assert ledger.share() == [lost(7), lost(7, epoch=1)]
-    assert ledger.share() == []
-    assert ledger.count == 3
-    assert [entry["sample_id"] for entry in ledger.to_json()] == [3, 7, 7]
+    shared = ledger.take_unshared()
+    assert ledger.take_unshared() == []
+    assert ledger.merge([*reversed(shared), *shared, asdict(lost(4))]) == [lost(4), lost(7), lost(7, epoch=1)]
+    assert ledger.count == 4
+    assert [entry["sample_id"] for entry in ledger.to_json()] == [3, 4, 7, 7]
 
 
 def test_the_ledger_of_a_checkpoint_and_of_all_attempts_are_one_and_a_torn_line_is_no_entry(tmp_path: Path) -> None:

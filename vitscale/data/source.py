@@ -50,8 +50,8 @@ class TrainingData(Protocol):
         ...
 
     @property
-    def caveats(self) -> tuple[str, ...]:
-        """What this kind cannot promise, a sentence each; empty for indexed data."""
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of this data at the start of a run, a sentence each: size, memory, what it cannot promise."""
         ...
 
     def identity(self) -> dict[str, object]:
@@ -107,8 +107,14 @@ class ShardData:
         return self.order.lanes
 
     @property
-    def caveats(self) -> tuple[str, ...]:
-        return ()
+    def notes(self) -> tuple[str, ...]:
+        held = 2 * self.order.lanes * self.order.window_length
+        num_bytes = sum(shard.bytes for shard in self.dataset.shards)
+        gib = min(held, self.num_samples) * num_bytes / self.num_samples / 2**30
+        return (
+            f"data: {self.num_samples} samples in {len(self.dataset.shards)} shards, {num_bytes / 2**30:.2f} GiB; the readers of all"
+            f" ranks together hold up to {min(held, self.num_samples)} undecoded samples, {gib:.2f} GiB",
+        )
 
     def identity(self) -> dict[str, object]:
         return {"manifest_sha256": self.dataset.sha256, "order": self.order.identity()}

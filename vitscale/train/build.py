@@ -82,7 +82,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
         stack.callback(sample_log.close)
         reporter = _reporter(config, plan=plan, directory=directory, ranks=ranks, start=start, data=data, engine=engine)
         stack.callback(reporter.close)
-        _announce(reporter, plan=plan, decision=decision, start=start, transfer=initial.table, caveats=data.caveats)
+        _announce(reporter, plan=plan, decision=decision, start=start, transfer=initial.table, notes=data.notes)
         yield Run(
             config=config,
             plan=plan,
@@ -226,7 +226,7 @@ def _reporter(
 
 
 def _announce(
-    reporter: Reporter, *, plan: Plan, decision: ResumeDecision, start: TrainState, transfer: str | None, caveats: Sequence[str]
+    reporter: Reporter, *, plan: Plan, decision: ResumeDecision, start: TrainState, transfer: str | None, notes: Sequence[str]
 ) -> None:
     reporter.event(
         "resume" if decision.checkpoint else "start",
@@ -241,7 +241,7 @@ def _announce(
     )
     for message in (*plan.reasons, *decision.messages):
         reporter.event("decision", step=start.step, message=message)
-    for message in caveats:
-        reporter.event("caveat", step=start.step, message=message)
+    for message in notes:
+        reporter.event("data", step=start.step, message=message)
     if transfer is not None:
         reporter.event("init_from", step=start.step, message=transfer)

@@ -9,7 +9,6 @@ from typing import Any
 
 from vitscale.config import DataError
 from vitscale.data.types import LostSample
-from vitscale.dist.collectives import gather_json
 
 _SHOWN_SHARDS = 5
 
@@ -32,7 +31,7 @@ class LossLedger:
     @property
     def count(self) -> int:
         """Samples lost so far, each epoch's counted by itself."""
-        return len(self._known)
+        return sum(lost.num_lost for lost in self._known.values())
 
     def record(self, lost: Sequence[LostSample]) -> None:
         """Keep what this rank lost in a batch that is about to be trained on. Raises `DataError` when it cannot be written."""
@@ -53,17 +52,21 @@ class LossLedger:
         self._known |= by_name(new)
         self._unshared += new
 
-    def share(self) -> list[LostSample]:
-        """Tell all ranks what each has lost since the last call; gives the losses of all. All ranks must call this."""
+    def take_unshared(self) -> list[dict[str, Any]]:
+        """What this rank has recorded since the last call, to be sent to all ranks. Plain JSON."""
         mine, self._unshared = self._unshared, []
-        gathered = [LostSample(**entry) for entries in gather_json([asdict(sample) for sample in mine]) for entry in entries]
-        self._known |= by_name(gathered)
-        return sorted(by_name(gathered).values(), key=lambda sample: (sample.epoch, sample.sample_id))
+        return [asdict(sample) for sample in mine]
+
+    def merge(self, entries: Iterable[Mapping[str, Any]]) -> list[LostSample]:
+        """Take in what all ranks have sent; gives it back in order, each loss once."""
+        named = by_name(LostSample(**entry) for entry in entries)
+        self._known |= named
+        return [named[name] for name in sorted(named)]
 
     def check(self, *, max_fraction: float, samples: int, num_samples: int | None) -> None:
         """Raise `DataError` when more than `max_fraction` of the data is lost: of an epoch or, if more, of the samples consumed.
 
-        After `share`, every rank decides alike. What no checkpoint has of the ledger is forgotten then: no step that is kept was
+        After `merge`, every rank decides alike. What no checkpoint has of the ledger is forgotten then: no step that is kept was
         trained on it, and once the shards are mended it counts no longer.
         """
         drawn = max(samples, num_samples or 0)

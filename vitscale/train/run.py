@@ -74,13 +74,17 @@ class Run:
 
     def check_losses(self, state: TrainState) -> DataReport:
         """Report the samples lost since the last call and what reading has cost. All ranks; raises `DataError` past the budget."""
-        for lost in self.losses.share():
-            message = f"sample {lost.sample_id} of epoch {lost.epoch} was replaced by {lost.replaced_by}: {lost.reason}"
+        gathered = gather_json({"lost": self.losses.take_unshared(), "io": self.batches.take_io()})
+        for lost in self.losses.merge(entry for rank in gathered for entry in rank["lost"]):
+            what = f"about {lost.num_lost} samples are lost"
+            if lost.replaced_by is not None:
+                what = f"sample {lost.sample_id} of epoch {lost.epoch} was replaced by {lost.replaced_by}"
+            message = f"{what}: {lost.reason}"
             self.reporter.event("lost_sample", step=state.step, message=message, **asdict(lost))
         self.losses.check(max_fraction=self.config.data.max_lost_fraction, samples=state.samples, num_samples=self.num_samples)
         totals = Counter[str]()
-        for io in gather_json(self.batches.take_io()):
-            totals.update(io)
+        for rank in gathered:
+            totals.update(rank["io"])
         return DataReport(lost_samples=self.losses.count, io=dict(totals))
 
     def show_inputs(self, batch: Batch, state: TrainState) -> None:
