@@ -79,6 +79,14 @@ def open_dataset(path: str | Path) -> Dataset:
     Checks the manifest, the size of every shard and the sha256 of every index; the payload is checked by crc32 as it is
     read. Raises `DataError` saying which file is missing or changed.
     """
+    dataset = open_unchecked(path)
+    for shard in dataset.shards:
+        _verify(shard, dataset=dataset)
+    return dataset
+
+
+def open_unchecked(path: str | Path) -> Dataset:
+    """Open a data set of which shards may be missing or damaged: the manifest alone is checked. For tools that look for damage."""
     storage = open_storage(path)
     if not Path(path).is_dir():
         raise DataError(f"{path}: no such data set folder. Give the folder that `vitscale-data pack` wrote (it holds {MANIFEST_NAME}).")
@@ -87,10 +95,7 @@ def open_dataset(path: str | Path) -> Dataset:
     raw = storage.read_file(MANIFEST_NAME)
     manifest = decode_manifest(raw, path=f"{path}/{MANIFEST_NAME}")
     starts = tuple(itertools.accumulate((shard.num_samples for shard in manifest.shards), initial=0))
-    dataset = Dataset(storage=storage, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest(), shard_starts=starts)
-    for shard in manifest.shards:
-        _verify(shard, dataset=dataset)
-    return dataset
+    return Dataset(storage=storage, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest(), shard_starts=starts)
 
 
 def _advice(path: Path) -> str:
