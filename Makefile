@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 # One thread per process: the tests start several processes, and a sum's order must not depend on the number of cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# A process per core, at most 8: each loads torch, DeepSpeed and the oracles, which takes most of a gigabyte.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
 QUICKSTART := configs/pretrain/fashion_mnist_vit.yaml
 SWEEP := configs/sweeps/fashion_resolution.yaml
@@ -20,7 +22,7 @@ help:  ## show this list
 venv: $(VENV)/dev.stamp  ## create .venv and install vitscale into it, with what the tests need
 
 test: $(VENV)/dev.stamp  ## run every test that needs no GPU: the default tier, several processes, Ray
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 	$(PYTEST) -m dist
 	$(PYTEST) -m ray
 

@@ -1,18 +1,44 @@
-"""What every test relies on: one thread, and oracles that import on a machine without a GPU."""
+"""What every test relies on: one thread, oracles that import without a GPU, stable names, and a collector with little to look at."""
 
+import gc
+import importlib
+import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from hypothesis import settings
 
 
 def pytest_configure() -> None:
     """Set up the process before any test module is imported."""
     # The order of a sum must not depend on the number of cores.
     torch.set_num_threads(1)
+    # Here and in the processes that tests start: nothing of ours compiles, but DeepSpeed prepares to, for two seconds in each.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # An example that takes long on a busy machine is no failure.
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     if torch.__version__.endswith("+cpu") and _torchvision_is_for_cuda():
         # timm and transformers import torchvision, which looks for these two operators; declaring them is enough to import it.
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name byte strings by their type: parallel processes must find the same names, and gzip's output holds the time of day."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
+def pytest_collection_finish() -> None:
+    """Take what the test modules imported out of every later collection.
+
+    Garbage is collected whenever an engine starts or ends, and looking through all of torch takes longer than the engine.
+    """
+    if "deepspeed" in sys.modules:
+        importlib.import_module("torch._dynamo")  # as large as the rest of torch; the first optimizer imports it
+    gc.collect()
+    gc.freeze()
 
 
 def _torchvision_is_for_cuda() -> bool:
