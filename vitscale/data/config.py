@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vitscale.config import OPERATIONAL, Config
+from vitscale.data.shard_urls import url_problem
+from vitscale.data.types import JpegDecoder
 
 Auto = Literal["auto"]
 
@@ -17,6 +19,10 @@ class LoadingConfig(Config):
     max_lost_fraction: float = Field(default=0.001, ge=0, lt=1, json_schema_extra=OPERATIONAL)
     """Samples that may be lost (missing, damaged or undecodable, each replaced by another), as a share of the data set or, in
     runs that consume more than one epoch, of the samples consumed; past it the run stops. 0 stops at the first."""
+    jpeg_decoder: JpegDecoder = "simplejpeg"
+    """simplejpeg: decodes whole images, with nothing to install. turbojpeg: decodes just the part of an image that a crop takes, by
+    libturbojpeg 3, which every machine must then have. What is used is said here, never found out: a run is a function of
+    its YAML."""
     num_workers: int = Field(default=1, ge=0, json_schema_extra=OPERATIONAL)
     """Loader processes per rank; 0 decodes in the training process. The batches are the same for any number."""
     prefetch: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
@@ -62,6 +68,37 @@ class ShardsConfig(OrderedConfig):
     def shown(self) -> str:
         """Where the data lies, for messages."""
         return self.path
+
+
+class StreamConfig(LoadingConfig):
+    """Unindexed WebDataset tars, read as they come; what that cannot promise is in `vitscale.data.webdataset_stream`."""
+
+    kind: Literal["webdataset_stream"] = "webdataset_stream"
+    urls: list[str] = Field(min_length=1)
+    """The shards: paths and addresses (s3, gs, az, https, http), with ranges as in shard-{0000..0099}.tar, and for paths with
+    wildcards."""
+    shuffle_buffer: int = Field(default=1000, ge=1)
+    """Undecoded samples that each loader process holds to shuffle them; 1 reads each shard in its order."""
+    classes: list[str] | None = None
+    """Names of the classes in label order, for pictures; null where labels are numbers only, or there are none."""
+    num_samples: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
+    """About how many samples the shards hold: what max_lost_fraction is a share of. null: a share of the samples consumed so
+    far, so that damage in the first shards stops the run."""
+    num_workers: int = Field(default=1, ge=0, json_schema_extra=OPERATIONAL)
+    """Loader processes per rank; 0 decodes in the training process. Another number makes other batches."""
+
+    @field_validator("urls")
+    @classmethod
+    def _urls_are_accepted(cls, urls: list[str]) -> list[str]:
+        problems = [problem for url in urls if (problem := url_problem(url)) is not None]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return urls
+
+    @property
+    def shown(self) -> str:
+        """Where the data lies, for messages."""
+        return self.urls[0] if len(self.urls) == 1 else f"{self.urls[0]} and {len(self.urls) - 1} more"
 
 
 # With a second kind: Annotated[ShardsConfig | OtherConfig, Field(discriminator="kind")]; pydantic refuses one on a single member.

@@ -10,7 +10,6 @@ its own Y channel); of an animation the first frame counts. Colour profiles are 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +19,13 @@ import simplejpeg
 from vitscale.config import DataError
 from vitscale.data import turbojpeg
 from vitscale.data.crops import Box, shrink_for, shrunk
-from vitscale.data.types import RawSample, UnreadableSampleError
+from vitscale.data.types import JpegDecoder, RawSample, UnreadableSampleError
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 """Extensions of the members that hold an image. What is in one is told by its first bytes: ImageNet has a PNG named .JPEG."""
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused on their header alone: a file of a few kilobytes can claim gigabytes."""
-
-JpegDecoder = Literal["simplejpeg", "turbojpeg"]
-"""simplejpeg comes as a wheel. turbojpeg needs libturbojpeg 3 and is faster."""
 
 ChooseBox = Callable[[int, int], Box]
 """Which part of an image of a given height and width is wanted. Called once per image, before anything is decoded."""

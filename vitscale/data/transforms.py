@@ -16,10 +16,10 @@ from vitscale.config import Config, DataError
 from vitscale.data.augment_ops import Operation, apply_operations
 from vitscale.data.auto_augment import PolicyConfig
 from vitscale.data.crops import Box, centred_square, random_resized_box, whole
-from vitscale.data.decode import JpegDecoder, decode_crop_member, decode_image_member
+from vitscale.data.decode import decode_crop_member, decode_image_member
 from vitscale.data.photometric import BlurConfig, ColorJitterConfig, SolariseConfig
 from vitscale.data.turbojpeg import require_turbojpeg
-from vitscale.data.types import RawSample, SampleFields
+from vitscale.data.types import JpegDecoder, RawSample, SampleFields
 from vitscale.dist.seeding import CounterRng
 
 # Shape suffixes: H height, W width, C channels.

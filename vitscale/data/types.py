@@ -3,7 +3,7 @@
 import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +46,16 @@ class LostSample:
     reason: str
     replaced_by: int | None = None
     """The sample id taken instead; None until one has been chosen."""
+    num_lost: int = 1
+    """How many samples this stands for: about the rest of a shard where no index says which they are."""
 
 
 class UnreadableSampleError(DataError):
     """The bytes are those that were packed, but no image can be made of them."""
+
+
+JpegDecoder = Literal["simplejpeg", "turbojpeg"]
+"""What decodes the crops of JPEG images: simplejpeg comes as a wheel, turbojpeg needs libturbojpeg 3 and is faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,7 @@ class InputSpec:
 
     image_size: int
     num_channels: int
+    jpeg_decoder: JpegDecoder = "simplejpeg"
 
 
 class SampleTransform(Protocol):

@@ -85,7 +85,11 @@ class SupervisedConfig(Config):
     def sample_transform(self, inputs: InputSpec) -> SampleTransform:
         """What the loader's workers do to a training sample."""
         transform = TrainTransform(
-            image_size=inputs.image_size, num_channels=inputs.num_channels, augment=self.augment, num_classes=self.num_classes
+            image_size=inputs.image_size,
+            num_channels=inputs.num_channels,
+            augment=self.augment,
+            num_classes=self.num_classes,
+            jpeg_decoder=inputs.jpeg_decoder,
         )
         if not self.mixing.is_on:
             return transform

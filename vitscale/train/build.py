@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,8 @@ def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, star
 
 
 def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, losses: Losses) -> Demand:
-    inputs = [InputSpec(image_size=size, num_channels=config.model.num_channels) for size in config.stage_image_sizes]
-    transforms = tuple(config.objective.sample_transform(spec) for spec in inputs)
+    inputs = partial(InputSpec, num_channels=config.model.num_channels, jpeg_decoder=config.data.jpeg_decoder)
+    transforms = tuple(config.objective.sample_transform(inputs(image_size=size)) for size in config.stage_image_sizes)
     return Demand(
         transform=StagedTransform(starts=config.stage_starts, transforms=transforms),
         seed=config.seed,
