@@ -46,10 +46,16 @@ def test_a_missing_file_is_named(folder: Path, operation: str) -> None:
         getattr(open_storage(folder), operation)("none.tar", **arguments)
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/train", "https://host/x", "gs://b"])
-def test_addresses_are_refused(address: str) -> None:
-    with pytest.raises(DataError, match="only local folders are supported in this version"):
+@pytest.mark.parametrize("address", ["pipe:cat a.tar", "file:///data", "ftp://host/x", "PIPE:x", "ais://b/x", "data:image"])
+def test_other_schemes_are_refused_by_name(address: str) -> None:
+    with pytest.raises(DataError, match=rf"^{address.split(':')[0].lower()}: is not a place that data is read from"):
         open_storage(address)
+
+
+def test_a_folder_with_a_colon_is_reached_by_a_path(folder: Path) -> None:
+    (folder / "v:2").mkdir()
+    (folder / "v:2" / "a.bin").write_bytes(b"abc")
+    assert open_storage(f"{folder}/v:2").read_file("a.bin") == b"abc"
 
 
 def test_few_files_stay_open(folder: Path) -> None:

@@ -1,13 +1,15 @@
 """The one seam through which data sets are read: byte ranges of named files under a root."""
 
 import os
-import re
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from pathlib import Path
 from typing import Protocol
 
 from vitscale.config import DataError
+from vitscale.data.io_counters import IoCounters
+from vitscale.data.object_store import ObjectStorage
+from vitscale.data.store_address import is_address
 
 _OPEN_FILES = 64
 
@@ -37,16 +39,19 @@ class Storage(Protocol):
         ...
 
     def io_counters(self) -> dict[str, int]:
-        """What has been read through this object in this process: `reads`, `bytes_read`, and what else the storage counts."""
+        """What has been done through this object in this process: `reads`, `bytes_read`, and where there is such a thing `retries`,
+        `cache_hits`, `cache_misses` and `cache_failures`."""
         ...
 
 
 def open_storage(root: str | Path) -> Storage:
-    """The storage for a folder. Raises `DataError` for an address (`s3://...`): this version reads local folders only."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(root)):
-        raise DataError(
-            f"{root}: only local folders are supported in this version. Copy the data set to a local or mounted folder and give its path."
-        )
+    """The storage for a local folder or an address (`s3://bucket/prefix`, `gs://`, `az://`, `http(s)://`); nothing is read yet.
+
+    Raises `DataError` for other schemes, for an address that holds credentials and where the package that reads from
+    stores is missing.
+    """
+    if isinstance(root, str) and is_address(root):
+        return ObjectStorage(root)
     return LocalStorage(Path(root))
 
 
@@ -55,7 +60,7 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._counters = Counter(reads=0, bytes_read=0)
+        self._counters = IoCounters("reads", "bytes_read")
         self._forget()
 
     @property
@@ -90,7 +95,7 @@ class LocalStorage:
                 f"{self._root / name}: cut short, {len(data)} of the {length} bytes at offset {offset} are there. "
                 "Restore the file from a copy or pack the data set again."
             )
-        self._counters.update(reads=1, bytes_read=length)
+        self._counters.add(reads=1, bytes_read=length)
         return data
 
     def list_names(self, suffix: str) -> list[str]:
@@ -101,7 +106,7 @@ class LocalStorage:
         return sorted(path.relative_to(self._root).as_posix() for path in paths)
 
     def io_counters(self) -> dict[str, int]:
-        return dict(self._counters)
+        return self._counters.values()
 
     def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
         return LocalStorage, (self._root,)
