@@ -1,4 +1,4 @@
-"""Commands of `vitscale-data` that work on data sets that exist: index. Bodies import what they need when they run."""
+"""Commands of `vitscale-data` that work on data sets that exist: index, verify. Bodies import what they need when they run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from vitscale.data.dataset import Dataset
+
     from .index_dataset import IndexPlan, IndexSummary
+    from .verify import VerifyReport
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a packed or indexed data set.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as many as pay, at most 16.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `vitscale-data`."""
-    for command in (index,):
+    for command in (index, verify):
         app.command()(command)
 
 
@@ -65,6 +69,64 @@ def index(
             workers = workers or default_workers(plan.num_bytes)
             summary = write_index(plan, workers=workers, report=lambda num_bytes: report(num_bytes >> 20))
         _print_index_summary(summary)
+
+
+def verify(
+    dataset: DatasetArgument,
+    sample: Annotated[float, typer.Option(min=0.0, max=1.0, metavar="FRACTION", help="Check this share of the samples. Default: 1.")] = 1.0,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every checked image as well.")] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings there.")] = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Check a data set: every byte, or a share of the samples. Exit code 10 where anything is wrong.
+
+    A full check compares each tar and index with the manifest's sha256, the tar's members with the index, and parses every
+    sample. It changes nothing.
+    """
+    from vitscale.config.presentation import present_errors
+
+    with present_errors(debug=debug):
+        from vitscale.config import DataError
+        from vitscale.data.dataset import open_unchecked
+
+        from .atomic import output_errors
+        from .progress import progress
+        from .verify import verify_dataset, write_report
+
+        opened = open_unchecked(dataset)
+        with progress("verifying", total=opened.num_samples) as report:
+            found = verify_dataset(
+                opened, fraction=sample, decodes=decode, workers=workers or _workers_for(opened, share=sample), report=report
+            )
+        _print_findings(found)
+        if json is not None:
+            with output_errors(json):
+                write_report(found, json)
+        if not found.is_sound:
+            num_bad = sum(bool(shard.findings) for shard in found.shards)
+            raise DataError(
+                f"{dataset}: {num_bad} of {len(found.shards)} shards are damaged, with {found.num_damaged} samples that cannot be used. "
+                "Restore these files from a copy or write them again. To train without the samples: vitscale-data exclude "
+                f"{dataset} OUTPUT --damaged."
+            )
+
+
+def _workers_for(dataset: Dataset, *, share: float = 1.0, cost: int = 1) -> int:
+    """As many processes as pay; `cost` is how many times longer than plain reading it takes."""
+    from .jobs import default_workers
+
+    return default_workers(int(sum(shard.bytes for shard in dataset.shards) * share) * cost)
+
+
+def _print_findings(found: VerifyReport) -> None:
+    for shard in found.shards:
+        state = "damaged" if shard.findings else "ok"
+        typer.echo(f"{shard.name}: {state}, {shard.num_checked} of {shard.num_samples} samples checked, {shard.num_damaged} unusable")
+        for finding in shard.findings:
+            typer.echo(f"  {finding}")
+    num_checked = sum(shard.num_checked for shard in found.shards)
+    typer.echo(f"{found.root}: {num_checked} samples of {len(found.shards)} shards checked in {found.seconds:.1f} s")
 
 
 def _print_index_plan(plan: IndexPlan) -> None:

@@ -32,10 +32,10 @@ def run(*arguments: object, code: int = 0) -> list[str]:
 
 def test_index(source: Path) -> None:
     lines = run("index", source, "--dry-run")
-    assert lines[0].startswith("would index, and did not (--dry-run): 2 tars, 0.0 MiB, of ")
+    assert lines[0].startswith("would index, and did not (--dry-run): 2 tars, 0.1 MiB, of ")
     assert sorted(path.name for path in source.iterdir()) == ["0.tar", "1.tar"]
     lines = run("index", source, "--split", "val")
-    assert lines[0] == f"{source}: 12 samples of 5 classes in 2 shards, 0.0 MiB"
+    assert lines[0] == f"{source}: 12 samples of 5 classes in 2 shards, 0.1 MiB"
     assert lines[1] == "members: cls, jpg, txt"
     assert open_dataset(source).manifest.split == "val"
     assert "exists already" in run("index", source, code=2)[0]

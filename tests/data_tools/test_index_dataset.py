@@ -126,9 +126,10 @@ def test_a_tar_that_changed_since_the_kill_is_read_again(source: Path, monkeypat
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "_manifest", killed)
-        index(source)
+        with pytest.raises(KeyboardInterrupt):
+            index(source)
     assert (source / WORK_FOLDER).is_dir()
     write_tar(source / "b.tar", photo_samples(3, start=50))
     plan = plan_index(IndexRequest(source=str(source)))
@@ -185,7 +186,7 @@ def test_class_files_that_make_no_sense(tmp_path: Path, text: str | None) -> Non
     path = tmp_path / "names.txt"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(DataError, match="names.txt"):
+    with pytest.raises(DataError, match=r"names\.txt"):
         read_class_names(path)
 
 

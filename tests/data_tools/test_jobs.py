@@ -35,7 +35,7 @@ def test_results_in_order_and_progress_to_the_end(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.dist)])
 def test_an_error_of_a_task_is_raised_as_it_is(workers: int) -> None:
-    with pytest.raises(DataError, match="^three$"):
+    with pytest.raises(DataError, match=r"^three$"):
         run_jobs(fail_at_three, list(range(6)), workers=workers)
 
 
