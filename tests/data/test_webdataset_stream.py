@@ -20,11 +20,13 @@ from tests.data.packed import png_bytes
 from vitscale.config import ConfigError, DataError
 from vitscale.data import webdataset_stream
 from vitscale.data.config import StreamConfig
+from vitscale.data.demand import Demand
 from vitscale.data.lanes import rank_slice
 from vitscale.data.shard_urls import expand_urls
+from vitscale.data.source import TrainingData
 from vitscale.data.transforms import EvalTransform
 from vitscale.data.types import LostSample, StagedTransform
-from vitscale.data.webdataset_stream import StreamParts, require_webdataset
+from vitscale.data.webdataset_stream import StreamParts, open_stream
 from vitscale.data.worker import Part
 
 TRANSFORM = EvalTransform(image_size=4, num_channels=1)
@@ -289,11 +291,26 @@ def test_settings_name_shards_in_short() -> None:
     assert len(expand_urls(StreamConfig(urls=["s3://b/{0..9}.tar"]).urls)) == 10
 
 
+def test_an_opened_stream_says_what_it_is_and_what_it_cannot_promise(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5, 6])
+    config = StreamConfig(urls=[f"{tmp_path}/s-*.tar"], classes=["a", "b"], shuffle_buffer=4)
+    data: TrainingData = open_stream(config)
+    assert (data.classes, data.num_samples, data.cursor_unit, data.batch_ids(0, global_batch=16)) == (("a", "b"), None, 1, None)
+    assert "2 unindexed shards" in data.notes[0]
+    assert {"order", "resume", "checksums", "index"} <= set(" ".join(data.notes).replace("`", " ").split())
+    transform = StagedTransform(starts=(0,), transforms=(TRANSFORM,))
+    whole = rank_slice(GLOBAL_BATCH, rank=0, world_size=1)
+    demand = Demand(transform=transform, seed=5, global_batch=GLOBAL_BATCH, start_samples=0, rank_slice=whole, ledger={})
+    assert len(numbers(next(iter(data.parts(demand))))) == GLOBAL_BATCH
+    other = StreamConfig(urls=[f"{tmp_path}/s-00.tar"])
+    assert open_stream(other).identity() != data.identity() == open_stream(config).identity()
+
+
 def test_without_the_library_one_paragraph_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     urls = write_shards(tmp_path, [4])
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ConfigError, match=r"pip install 'vitscale\[webdataset\]'.*vitscale-data index"):
-        require_webdataset()
+        open_stream(StreamConfig(urls=list(urls)))
     assert isinstance(read(urls, num_parts=1)[0].error, ConfigError), "in a worker, too, as a value"
 
 

@@ -8,27 +8,10 @@ from torch.utils.data import IterableDataset
 
 from vitscale.data.config import DataConfig, ShardsConfig
 from vitscale.data.dataset import Dataset, open_dataset
-from vitscale.data.lanes import BatchSlice
+from vitscale.data.demand import Demand
 from vitscale.data.order import Order
 from vitscale.data.reader import SampleReader
-from vitscale.data.replacement import Ledger
-from vitscale.data.types import StagedTransform
 from vitscale.data.worker import Part, TrainParts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demand:
-    """What a rank asks of training data: `rank_slice` of every global batch after `start_samples` samples, transformed.
-
-    `seed` decides the transform's draws; `ledger` names the samples that were replaced before.
-    """
-
-    transform: StagedTransform
-    seed: int
-    global_batch: int
-    start_samples: int
-    rank_slice: BatchSlice
-    ledger: Ledger
 
 
 class TrainingData(Protocol):

@@ -10,6 +10,7 @@ shard is read once per pass, by one reader, in proportion to what a reader consu
 gets no shard in a pass goes on to the next one. Length is counted in samples: readers never end and never wait for each other.
 """
 
+import hashlib
 import os
 import random
 from collections import Counter
@@ -21,8 +22,11 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vitscale.config import ConfigError, DataError, UserError
+from vitscale.data.config import StreamConfig
+from vitscale.data.demand import Demand
 from vitscale.data.lanes import BatchSlice, worker_slice
 from vitscale.data.replacement import Row
+from vitscale.data.shard_urls import expand_urls
 from vitscale.data.storage import Storage, open_storage
 from vitscale.data.storage_stream import StorageStream
 from vitscale.data.types import LostSample, RawSample, SampleTransform, StagedTransform, UnreadableSampleError
@@ -46,9 +50,52 @@ _COMPRESSIONS = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"
 _LONGEST_MAGIC = 6
 
 
-def require_webdataset() -> None:
-    """Raise `ConfigError` where the webdataset library is not installed."""
+def open_stream(config: StreamConfig) -> "StreamData":
+    """Find the shards that `config` names; none is opened yet. Raises `DataError` for one that is not there, `ConfigError`
+    where the webdataset library is not installed."""
     _library()
+    return StreamData(config=config, urls=expand_urls(config.urls))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamData:
+    """Training data as a stream; see `vitscale.data.source.TrainingData`."""
+
+    config: StreamConfig
+    urls: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return None if self.config.classes is None else tuple(self.config.classes)
+
+    @property
+    def num_samples(self) -> int | None:
+        return self.config.num_samples
+
+    @property
+    def cursor_unit(self) -> int:
+        return 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (f"data: {len(self.urls)} unindexed shards as a stream", *CAVEATS)
+
+    def identity(self) -> dict[str, object]:
+        return {"urls_sha256": hashlib.sha256("\n".join(self.urls).encode()).hexdigest(), "shuffle_buffer": self.config.shuffle_buffer}
+
+    def batch_ids(self, consumed: int, *, global_batch: int) -> None:  # noqa: ARG002  (part of the protocol)
+        return None
+
+    def parts(self, demand: Demand) -> "StreamParts":
+        return StreamParts(
+            urls=self.urls,
+            shuffle_buffer=self.config.shuffle_buffer,
+            transform=demand.transform,
+            seed=demand.seed,
+            global_batch=demand.global_batch,
+            start_samples=demand.start_samples,
+            rank_slice=demand.rank_slice,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.restore import restore_checkpoint
 from vitscale.config import CheckpointError, ConfigError, DataError
+from vitscale.data.demand import Demand
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, train_loader
-from vitscale.data.source import Demand, TrainingData, open_training_data
+from vitscale.data.source import TrainingData, open_training_data
 from vitscale.data.types import InputSpec, LostSample, StagedTransform
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
