@@ -44,7 +44,7 @@ def classify(error: Exception) -> TransientError | RefusedError:
         return RefusedError(status, code)
     if isinstance(error, FileNotFoundError):
         return RefusedError(404)
-    if "NotPartial" in text:
+    if "NotPartial" in text or "RangeNotSupported" in text:
         return RefusedError(200)
     if isinstance(error, ValueError) or "InvalidPath" in type(error).__name__:
         return RefusedError(None)
