@@ -22,6 +22,7 @@ from vitscale.data import webdataset_stream
 from vitscale.data.config import StreamConfig
 from vitscale.data.demand import Demand
 from vitscale.data.lanes import rank_slice
+from vitscale.data.loader import Share, train_loader
 from vitscale.data.shard_urls import expand_urls
 from vitscale.data.source import TrainingData
 from vitscale.data.transforms import EvalTransform
@@ -320,3 +321,21 @@ def test_parts_travel_to_loader_processes(tmp_path: Path) -> None:
     assert dataclasses.replace(copy, transform=parts.transform) == parts
     found: Mapping[str, object] = dict(next(iter(copy)).batch or {})
     assert {"image", "label", "sample_id", "epoch"} <= found.keys()
+
+
+@pytest.mark.dist
+def test_real_loader_processes_at_uneven_numbers_neither_hang_nor_differ(tmp_path: Path) -> None:
+    urls = write_shards(tmp_path, [2, 3, 4])
+    wanted = [len(numbers(part)) for part in read(urls, num_parts=20)]
+    sizes = [0] * 20
+    for rank in range(2):
+        share = Share(rank=rank, world_size=2, num_workers=2, prefetch=2)
+        loader = train_loader(parts_of(urls, rank=rank, world_size=2, buffer=3), share=share, batch_keys=frozenset({"image", "label"}))
+        try:
+            for step in range(20):
+                sizes[step] += len(next(loader)["image"])
+            assert loader.take_lost() == []
+            assert loader.take_io()["bytes_read"] > 0
+        finally:
+            loader.close()
+    assert sizes == wanted
