@@ -160,7 +160,7 @@ def test_windows_follow_each_other_and_their_edges_are_staggered() -> None:
     order = make_order()
     edges = []
     for lane in range(order.lanes):
-        spans = list(order._lane_spans(lane, first=0, stop=order.lane_length + 1))
+        spans = list(order.lane_spans(lane, first=0, stop=order.lane_length + 1))
         for span, following in pairwise(spans):
             assert order.window_after(span.window) == following.window
         assert spans[-1].window.epoch == 1

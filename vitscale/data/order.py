@@ -13,7 +13,7 @@ permutation is a Feistel network with cycle walking (Black and Rogaway 2002) on 
 library's generator is part of a run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -56,6 +56,15 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaneRows:
+    """The rows [first, stop) of a lane, counted over all epochs; a row is one sample of a batch."""
+
+    lane: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """The order of a data set of `num_samples`. Raises `DataError` for an empty one, `ConfigError` for too many lanes."""
 
@@ -92,38 +101,20 @@ class Order:
 
     def samples_per_lane(self, global_batch: int) -> int:
         """What a global batch takes of every lane. Raises `ConfigError` when the lanes do not divide it."""
-        if global_batch < 1 or global_batch % self.lanes:
-            raise ConfigError(
-                f"train.global_batch: {global_batch} is not a multiple of data.lanes {self.lanes};"
-                " every batch takes equally many samples of each lane. Change one of them."
-            )
-        return global_batch // self.lanes
+        return samples_per_lane(global_batch, lanes=self.lanes)
 
     def batch_ids(self, consumed: int, *, global_batch: int, start: int = 0, stop: int | None = None) -> BatchIds:
         """The samples at positions [start, stop) of the global batch that follows `consumed` samples.
 
         Raises `ConfigError` when the lanes do not divide the global batch.
         """
-        stop = global_batch if stop is None else stop
-        ids, epochs = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
-        filled = 0
-        for span in self.batch_spans(consumed, global_batch=global_batch, start=start, stop=stop):
-            place = slice(filled, filled + span.stop - span.start)
-            ids[place] = self.window_ids(span.window)[np.arange(span.start, span.stop) // self.repeats]
-            epochs[place] = span.window.epoch
-            filled = place.stop
-        return BatchIds(sample_ids=ids, epochs=epochs)
+        spans = self.batch_spans(consumed, global_batch=global_batch, start=start, stop=global_batch if stop is None else stop)
+        return ids_of_spans(spans, window_ids=self.window_ids, repeats=self.repeats)
 
     def batch_spans(self, consumed: int, *, global_batch: int, start: int, stop: int) -> Iterator[Span]:
         """The same stretch of a global batch as `batch_ids`, as spans of windows in batch order."""
-        assert 0 <= start <= stop <= global_batch, (start, stop, global_batch)
-        per_lane = self.samples_per_lane(global_batch)
-        assert consumed >= 0, consumed
-        assert consumed % self.lanes == 0, f"{consumed} samples are not a whole number of global batches over {self.lanes} lanes"
-        cursor = consumed // self.lanes
-        for lane in range(start // per_lane, -(-stop // per_lane)):
-            first, last = max(start - lane * per_lane, 0), min(stop - lane * per_lane, per_lane)
-            yield from self._lane_spans(lane, first=cursor + first, stop=cursor + last)
+        for rows in batch_rows(consumed, global_batch=global_batch, lanes=self.lanes, start=start, stop=stop):
+            yield from self.lane_spans(rows.lane, first=rows.first, stop=rows.stop)
 
     def window_at(self, consumed: int, *, global_batch: int, position: int) -> Window:
         """The window that the sample at a batch position comes from."""
@@ -145,7 +136,7 @@ class Order:
             return Window(lane=window.lane, epoch=window.epoch + 1, index=0)
         return Window(lane=window.lane, epoch=window.epoch, index=window.index + 1)
 
-    def _lane_spans(self, lane: int, *, first: int, stop: int) -> Iterator[Span]:
+    def lane_spans(self, lane: int, *, first: int, stop: int) -> Iterator[Span]:
         """The views [first, stop) of a lane, counted over all epochs."""
         while first < stop:
             epoch, position = divmod(first, self.lane_length * self.repeats)
@@ -175,6 +166,49 @@ class Order:
         skipped = first - first_block * self.block
         ids: Ids = (positions[skipped : skipped + stop - first] + rotation) % self.num_samples
         return ids
+
+
+def samples_per_lane(global_batch: int, *, lanes: int) -> int:
+    """What a global batch takes of every lane. Raises `ConfigError` when the lanes do not divide it."""
+    if global_batch < 1 or global_batch % lanes:
+        raise ConfigError(
+            f"train.global_batch: {global_batch} is not a multiple of data.lanes {lanes};"
+            " every batch takes equally many samples of each lane. Change one of them."
+        )
+    return global_batch // lanes
+
+
+def batch_rows(consumed: int, *, global_batch: int, lanes: int, start: int, stop: int) -> Iterator[LaneRows]:
+    """The rows at positions [start, stop) of the global batch that follows `consumed` samples, lane by lane.
+
+    Raises `ConfigError` when the lanes do not divide the global batch.
+    """
+    assert 0 <= start <= stop <= global_batch, (start, stop, global_batch)
+    per_lane = samples_per_lane(global_batch, lanes=lanes)
+    assert consumed >= 0, consumed
+    assert consumed % lanes == 0, f"{consumed} samples are not a whole number of global batches over {lanes} lanes"
+    if start == stop:
+        return
+    cursor = consumed // lanes
+    for lane in range(start // per_lane, -(-stop // per_lane)):
+        first, last = max(start - lane * per_lane, 0), min(stop - lane * per_lane, per_lane)
+        yield LaneRows(lane=lane, first=cursor + first, stop=cursor + last)
+
+
+def ids_of_spans(spans: Iterable[Span], *, window_ids: Callable[[Window], Ids], repeats: int) -> BatchIds:
+    """The samples of the spans, one after the other; `window_ids` is asked once per window, and one lane's are held at a time."""
+    known: dict[Window, Ids] = {}
+    ids, epochs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    lane = -1
+    for span in spans:
+        if span.window.lane != lane:
+            known.clear()
+            lane = span.window.lane
+        if span.window not in known:
+            known[span.window] = window_ids(span.window)
+        ids.append(known[span.window][np.arange(span.start, span.stop) // repeats])
+        epochs.append(np.full(span.stop - span.start, span.window.epoch, np.int64))
+    return BatchIds(sample_ids=np.concatenate(ids), epochs=np.concatenate(epochs))
 
 
 def _permute(indices: Ids, *, size: int, key: int) -> Ids:
