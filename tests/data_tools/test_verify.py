@@ -164,7 +164,7 @@ def test_a_share_finds_a_share(packed: Path, tmp_path: Path) -> None:
     assert report.shards == verify(tmp_path, fraction=0.3).shards
 
 
-def test_long_lists_of_findings_are_cut(packed: Path, tmp_path: Path) -> None:
+def test_long_lists_of_findings_are_cut(tmp_path: Path) -> None:
     pack_images(tmp_path, num_samples=40, samples_per_shard=40)
     (tmp_path / "train-00000.tar").write_bytes(bytes((tmp_path / "train-00000.tar").stat().st_size))
     (shard,) = verify(tmp_path).shards
