@@ -95,7 +95,7 @@ def webdataset_detects(folder: Path, raw: bytes) -> bool:
 
 
 @pytest.fixture
-def restored(folder: Path, data: bytes) -> Path:
+def restored(folder: Path) -> Path:
     """A folder whose tar may be damaged."""
     copy = folder.parent / "damaged"
     copy.mkdir(exist_ok=True)
