@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitscale.config import DataError
-from vitscale.data.shard_urls import expand_urls, is_remote, url_problem
+from vitscale.data.shard_urls import Location, expand_urls, locate, url_problem
 
 REFUSED = {
     "pipe:cat /etc/passwd": "'pipe' would run a shell command",
@@ -54,7 +54,6 @@ def test_accepted(url: str) -> None:
 )
 def test_braces_stand_for_what_a_shell_makes_of_them(url: str, shards: list[str]) -> None:
     assert expand_urls([url]) == tuple(f"s3://b/{shard}.tar" for shard in shards)
-    assert all(is_remote(shard) for shard in expand_urls([url]))
 
 
 def test_local_shards_by_range_wildcard_and_file_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +63,6 @@ def test_local_shards_by_range_wildcard_and_file_address(tmp_path: Path, monkeyp
     assert expand_urls(["b-*.tar"]) == expand_urls(["b-{0..1}.tar"]) == ("b-0.tar", "b-1.tar")
     assert expand_urls([f"file://{tmp_path}/b-0.tar"]) == (f"{tmp_path}/b-0.tar",)
     assert expand_urls(["c[1].tar"]) == ("c[1].tar",), "a file that has that name, not a wildcard"
-    assert not is_remote("b-0.tar")
 
 
 def test_nothing_of_the_environment_is_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +84,16 @@ def test_shards_that_are_not_there_or_named_twice(tmp_path: Path) -> None:
         expand_urls([f"{tmp_path}/*.tgz"])
     with pytest.raises(DataError, match=r"a\.tar is named twice, by "):
         expand_urls([f"{tmp_path}/a.tar", f"{tmp_path}/*.tar"])
+
+
+@pytest.mark.parametrize(
+    ("shard", "root", "name"),
+    [
+        ("a.tar", ".", "a.tar"),
+        ("/a.tar", "/", "a.tar"),
+        ("x/y/a.tar", "x/y", "a.tar"),
+        ("s3://bucket/set/a.tar", "s3://bucket/set", "a.tar"),
+    ],
+)
+def test_a_shard_is_a_file_of_a_storage(shard: str, root: str, name: str) -> None:
+    assert locate(shard) == Location(root=root, name=name)

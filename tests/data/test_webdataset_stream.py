@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import webdataset
 
+from tests.data.fault_proxy import FaultProxy, Status, Truncate
 from tests.data.packed import png_bytes
+from tests.data.range_server import RangeServer
 from vitscale.config import ConfigError, DataError
 from vitscale.data import webdataset_stream
 from vitscale.data.config import StreamConfig
@@ -321,6 +323,20 @@ def test_parts_travel_to_loader_processes(tmp_path: Path) -> None:
     assert dataclasses.replace(copy, transform=parts.transform) == parts
     found: Mapping[str, object] = dict(next(iter(copy)).batch or {})
     assert {"image", "label", "sample_id", "epoch"} <= found.keys()
+
+
+def test_shards_behind_addresses_come_through_our_own_storage(tmp_path: Path) -> None:
+    pytest.importorskip("obstore", reason="needs the extra s3")
+    paths = write_shards(tmp_path, [5, 6, 5])
+    files = {f"set/{Path(path).name}": Path(path).read_bytes() for path in paths}
+    with RangeServer(files) as server, FaultProxy(server.port) as proxy:
+        data = open_stream(StreamConfig(urls=[f"{proxy.url}/set/s-{{00..02}}.tar"]))
+        proxy.inject([Status(503), Truncate(), Truncate(), Status(503)])  # the second answer is to HEAD and has no body
+        (part,) = read(data.urls, num_parts=1)
+        assert sorted(numbers(part)) == list(range(16))
+        assert (part.lost, part.io["retries"]) == ((), 3), "a cut body is fetched again, not taken for the end"
+        with pytest.raises(DataError, match=r"none\.tar"):
+            open_stream(StreamConfig(urls=[f"{proxy.url}/set/none.tar"]))
 
 
 @pytest.mark.dist

@@ -4,6 +4,7 @@ import glob
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitscale.config import DataError
@@ -55,9 +56,18 @@ def expand_urls(urls: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def is_remote(shard: str) -> bool:
-    """Whether a shard that `expand_urls` gave lies behind an address."""
-    return _SCHEME.match(shard) is not None
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """A shard as a storage names it: the root of the storage and the file in it."""
+
+    root: str
+    name: str
+
+
+def locate(shard: str) -> Location:
+    """Where a shard that `expand_urls` gave lies."""
+    root, slash, name = shard.rpartition("/")
+    return Location(root=root or slash or ".", name=name)
 
 
 def _expand_braces(url: str) -> Iterator[str]:

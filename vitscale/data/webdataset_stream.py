@@ -26,7 +26,7 @@ from vitscale.data.config import StreamConfig
 from vitscale.data.demand import Demand
 from vitscale.data.lanes import BatchSlice, worker_slice
 from vitscale.data.replacement import Row
-from vitscale.data.shard_urls import expand_urls
+from vitscale.data.shard_urls import expand_urls, locate
 from vitscale.data.storage import Storage, open_storage
 from vitscale.data.storage_stream import StorageStream
 from vitscale.data.types import LostSample, RawSample, SampleTransform, StagedTransform, UnreadableSampleError
@@ -51,10 +51,13 @@ _LONGEST_MAGIC = 6
 
 
 def open_stream(config: StreamConfig) -> "StreamData":
-    """Find the shards that `config` names; none is opened yet. Raises `DataError` for one that is not there, `ConfigError`
-    where the webdataset library is not installed."""
+    """Find the shards that `config` names, and ask for the first of every folder or bucket. Raises `DataError` for one that is
+    not there or not to be had with the credentials at hand, `ConfigError` where the webdataset library is not installed."""
     _library()
-    return StreamData(config=config, urls=expand_urls(config.urls))
+    urls = expand_urls(config.urls)
+    for first in {location.root: location for location in map(locate, reversed(urls))}.values():
+        open_storage(first.root).size(first.name)
+    return StreamData(config=config, urls=urls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +249,10 @@ class _StreamReader:
             problems += _problems_at_end(stream)
 
     def _open(self, url: str) -> StorageStream:
-        root, _, name = url.rpartition("/")
-        root = root or ("." if name == url else "/")
-        if root not in self._storages:
-            self._storages[root] = open_storage(root)
-        stream = StorageStream(self._storages[root], name)
+        location = locate(url)
+        if location.root not in self._storages:
+            self._storages[location.root] = open_storage(location.root)
+        stream = StorageStream(self._storages[location.root], location.name)
         start = stream.head(_LONGEST_MAGIC)
         for magic, compression in _COMPRESSIONS.items():
             if start.startswith(magic):
