@@ -1,4 +1,4 @@
-"""Commands of `vitscale-data` that work on data sets that exist: index, verify. Bodies import what they need when they run."""
+"""Commands of `vitscale-data` that work on data sets that exist: index, verify, exclude. Bodies import what they need when they run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from vitscale.data.dataset import Dataset
 
+    from .exclude import ExcludeSummary
     from .index_dataset import IndexPlan, IndexSummary
     from .verify import VerifyReport
 
@@ -21,7 +22,7 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `vitscale-data`."""
-    for command in (index, verify):
+    for command in (index, verify, exclude):
         app.command()(command)
 
 
@@ -127,6 +128,52 @@ def _print_findings(found: VerifyReport) -> None:
             typer.echo(f"  {finding}")
     num_checked = sum(shard.num_checked for shard in found.shards)
     typer.echo(f"{found.root}: {num_checked} samples of {len(found.shards)} shards checked in {found.seconds:.1f} s")
+
+
+def exclude(
+    dataset: DatasetArgument,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the new indexes and manifest.")],
+    keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Keys of samples to leave out, one a line; # starts a comment.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Leave out samples that cannot be read.")] = False,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Make a data set without some samples of DATASET: new indexes for the same tars, which stay as they are."""
+    from vitscale.config.presentation import present_errors
+
+    with present_errors(debug=debug):
+        from vitscale.config import UsageError
+        from vitscale.data.dataset import open_dataset, open_unchecked
+
+        from .exclude import exclude_samples
+        from .progress import progress
+        from .selection import read_removals
+
+        if keys is None and not damaged:
+            raise UsageError("nothing to leave out: give --keys FILE, --damaged, or both.")
+        names = frozenset() if keys is None else read_removals(keys).names
+        opened = open_unchecked(dataset) if damaged else open_dataset(dataset)
+        with progress("looking through", total=opened.num_samples) as report:
+            summary = exclude_samples(
+                opened,
+                keys=names,
+                drops_damaged=damaged,
+                output=None if dry_run else output,
+                workers=workers or _workers_for(opened),
+                report=report,
+            )
+        _print_exclusion(summary, output=output, is_dry=dry_run)
+
+
+def _print_exclusion(summary: ExcludeSummary, *, output: Path, is_dry: bool) -> None:
+    if summary.unknown_keys:
+        typer.echo(f"note: {len(summary.unknown_keys)} keys name no sample here, for example {summary.unknown_keys[0]!r}.")
+    manifest = summary.manifest
+    typer.echo(f"left out: {summary.num_listed} samples by key, {summary.num_damaged} that cannot be read")
+    prefix = "would write, and did not (--dry-run): " if is_dry else ""
+    typer.echo(f"{prefix}{output}: {manifest.num_samples} samples in {len(manifest.shards)} shards, which lie in {manifest.shards_root}")
+    typer.echo(f"done in {summary.seconds:.1f} s")
 
 
 def _print_index_plan(plan: IndexPlan) -> None:

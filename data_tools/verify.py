@@ -15,11 +15,11 @@ from vitscale.data.manifest import Shard
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
 from vitscale.data.ustar import MalformedTarError, parse_sample
-from vitscale.dist.seeding import counter_key, mix
 
 from .atomic import replace_file
 from .jobs import Advance, run_jobs
 from .range_file import RangeFile
+from .samples import Part, chosen, scan_chosen
 
 _NUM_SHOWN = 20
 _SAMPLES_AT_ONCE = 64
@@ -96,14 +96,15 @@ def verify_shard(job: VerifyJob, advance: Advance) -> ShardReport:
         advance(shard.num_samples)
         return _report(job, num_checked=0, num_damaged=shard.num_samples, findings=[str(error)])
     findings = [] if size == shard.bytes else [f"{shard.name}: {size} bytes, the manifest says {shard.bytes}."]
-    rows = _chosen_rows(job)
+    part = Part(first=job.first_id, stop=job.first_id + shard.num_samples)
+    numbers = chosen(part, fraction=job.fraction, purpose="verify")
     if job.fraction == 1.0 and not findings:
         findings += _whole_problems(job, table=table)
     if job.fraction == 1.0 and not findings and not job.decodes:
-        advance(len(rows))
-        return _report(job, num_checked=len(rows), num_damaged=0, findings=findings)
-    damaged = _damaged_samples(job, rows=rows, advance=advance)
-    return _report(job, num_checked=len(rows), num_damaged=len(damaged), findings=findings + damaged)
+        advance(len(numbers))
+        return _report(job, num_checked=len(numbers), num_damaged=0, findings=findings)
+    damaged = _damaged_samples(job, numbers=numbers, advance=advance)
+    return _report(job, num_checked=len(numbers), num_damaged=len(damaged), findings=findings + damaged)
 
 
 def write_report(report: VerifyReport, path: Path) -> None:
@@ -120,15 +121,6 @@ def write_report(report: VerifyReport, path: Path) -> None:
     ]
     values = {"root": report.root, "is_sound": report.is_sound, "shards": shards}
     replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def _chosen_rows(job: VerifyJob) -> list[int]:
-    """Every row, or a share that depends on the sample's number alone, and at least one."""
-    rows = range(job.shard.num_samples)
-    if job.fraction == 1.0:
-        return list(rows)
-    key, limit = counter_key("verify"), int(job.fraction * (1 << 64))
-    return [row for row in rows if mix(key ^ (job.first_id + row)) < limit] or [mix(key ^ job.first_id) % len(rows)]
 
 
 def _whole_problems(job: VerifyJob, *, table: IndexTable) -> list[str]:
@@ -151,32 +143,20 @@ def _whole_problems(job: VerifyJob, *, table: IndexTable) -> list[str]:
     return []
 
 
-def _damaged_samples(job: VerifyJob, *, rows: Sequence[int], advance: Advance) -> list[str]:
-    """A sentence for each of the rows that a run could not read."""
+def _damaged_samples(job: VerifyJob, *, numbers: Sequence[int], advance: Advance) -> list[str]:
+    """A sentence for each of these samples that a run could not read."""
     reader = SampleReader(job.dataset)
     damaged = []
-    for start in range(0, len(rows), _SAMPLES_AT_ONCE):
-        part = rows[start : start + _SAMPLES_AT_ONCE]
-        for first, stop in _runs(part):
-            damaged += _damaged_between(job, reader, first=job.first_id + first, stop=job.first_id + stop)
-        advance(len(part))
-    if len(rows) < job.shard.num_samples:
-        advance(job.shard.num_samples - len(rows))
+    for start in range(0, len(numbers), _SAMPLES_AT_ONCE):
+        chunk = numbers[start : start + _SAMPLES_AT_ONCE]
+        for sample in scan_chosen(reader, chunk):
+            if not isinstance(sample, RawSample):
+                damaged.append(sample.reason)
+            elif job.decodes and (problem := _image_problem(sample)):
+                damaged.append(problem)
+        advance(len(chunk))
+    advance(job.shard.num_samples - len(numbers))
     return damaged
-
-
-def _damaged_between(job: VerifyJob, reader: SampleReader, *, first: int, stop: int) -> list[str]:
-    found = []
-    samples = list(reader.scan(first, stop, epoch=0))
-    # A range that cannot be fetched loses all its samples: each by itself tells which are still there.
-    if stop - first > 1 and not any(isinstance(sample, RawSample) for sample in samples):
-        samples = [sample for index in range(first, stop) for sample in reader.scan(index, index + 1, epoch=0)]
-    for sample in samples:
-        if not isinstance(sample, RawSample):
-            found.append(sample.reason)
-        elif job.decodes and (problem := _image_problem(sample)):
-            found.append(problem)
-    return found
 
 
 def _image_problem(sample: RawSample) -> str | None:
@@ -187,17 +167,6 @@ def _image_problem(sample: RawSample) -> str | None:
     except DataError as error:
         return str(error)
     return None
-
-
-def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbouring rows as ranges [first, stop), so that they are fetched together."""
-    runs: list[tuple[int, int]] = []
-    for row in rows:
-        if runs and runs[-1][1] == row:
-            runs[-1] = runs[-1][0], row + 1
-        else:
-            runs.append((row, row + 1))
-    return runs
 
 
 def _report(job: VerifyJob, *, num_checked: int, num_damaged: int, findings: Sequence[str]) -> ShardReport:
