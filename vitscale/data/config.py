@@ -6,11 +6,13 @@ from pydantic import Field, field_validator, model_validator
 
 from vitscale.config import OPERATIONAL, Config
 from vitscale.data.shard_urls import url_problem
+from vitscale.data.shares import cycle_slots
 from vitscale.data.types import JpegDecoder
 
 Auto = Literal["auto"]
 
 _PREFETCH_BATCHES = 4
+_SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
 class LoadingConfig(Config):
@@ -70,6 +72,44 @@ class ShardsConfig(OrderedConfig):
         return self.path
 
 
+class MixedSetConfig(Config):
+    """One data set of a mixture."""
+
+    path: str
+    """The data set: a folder that holds manifest.json."""
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    """Its share of the samples, relative to the other weights."""
+
+
+class MixtureConfig(OrderedConfig):
+    """Several packed or indexed data sets, mixed sample by sample in fixed proportions; see `vitscale.data.mixture`.
+
+    `lanes`, `block`, `window` and `repeats` are those of every set. The loader holds windows of every set at the same time.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    sets: dict[Annotated[str, Field(pattern=_SET_NAME)], MixedSetConfig] = Field(min_length=2)
+    """The data sets by name. A set's order depends on its name, and sample ids count through the sets as they are listed, so that
+    one added at the end changes the order of none. Shares are exact where the weights fit a cycle of up to 1000 samples, else
+    rounded to thousandths."""
+
+    @field_validator("sets")
+    @classmethod
+    def _each_set_is_drawn(cls, sets: dict[str, MixedSetConfig]) -> dict[str, MixedSetConfig]:
+        cycle_slots({name: mixed.weight for name, mixed in sets.items()})
+        return sets
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """How many samples of each cycle come from each set."""
+        return cycle_slots({name: mixed.weight for name, mixed in self.sets.items()})
+
+    @property
+    def shown(self) -> str:
+        """Where the data lies, for messages."""
+        return ", ".join(mixed.path for mixed in self.sets.values())
+
+
 class StreamConfig(LoadingConfig):
     """Unindexed WebDataset tars, read as they come; what that cannot promise is in `vitscale.data.webdataset_stream`."""
 
@@ -101,5 +141,4 @@ class StreamConfig(LoadingConfig):
         return self.urls[0] if len(self.urls) == 1 else f"{self.urls[0]} and {len(self.urls) - 1} more"
 
 
-# With a second kind: Annotated[ShardsConfig | OtherConfig, Field(discriminator="kind")]; pydantic refuses one on a single member.
-DataConfig = ShardsConfig
+DataConfig = Annotated[ShardsConfig | MixtureConfig, Field(discriminator="kind")]

@@ -73,7 +73,8 @@ class LaneReader:
 
     A thread reads each lane's next window while the present one is used up, so that up to two windows of
     `block * window` undecoded samples are held for every lane that the slice touches. Over all readers that is at most
-    `2 * lanes * block * window` samples when no two readers share a lane.
+    `2 * lanes * block * window` samples when no two readers share a lane. Each set of a mixture has windows of its own in
+    every lane: with three sets three times as much is held.
     """
 
     def __init__(self, reader: SampleScanner, *, order: SampleOrder) -> None:

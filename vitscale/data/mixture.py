@@ -111,7 +111,8 @@ class MixtureOrder:
         """The set of each of the first rows of a lane in a cycle of M rows."""
         numbers = (cycle * self.cycle + np.arange(num_rows)) * self.lanes + lane
         turn = numbers // math.lcm(self.lanes, self.cycle) % math.gcd(self.lanes, self.cycle)
-        return _dealt_slots(self.seed, cycle, self.slots)[(numbers + turn) % self.cycle]
+        sets: SetNumbers = _dealt_slots(self.seed, cycle, self.slots)[(numbers + turn) % self.cycle]
+        return sets
 
 
 @functools.lru_cache(maxsize=_CACHED_CYCLES)
