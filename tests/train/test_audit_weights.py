@@ -88,3 +88,6 @@ def test_committed_steps_oldest_first(tmp_path: Path) -> None:
 def test_differences_of_trees() -> None:
     assert differences({"a": {"b": 1, "c": [1]}, "d": 0}, {"a": {"b": 2, "c": [1]}, "e": None}) == {"a.b": (1, 2), "d": (0, None)}
     assert differences({"a": 1}, {"a": True}) == {"a": (1, True)}
+    assert differences({"sets": [{"x": 1}, {"x": 2}]}, {"sets": [{"x": 1}, {"x": 3}]}) == {"sets.1.x": (2, 3)}
+    assert differences({"sets": [{"x": 1}]}, {}) == {"sets.0.x": (1, None)}, "a missing branch is one without leaves"
+    assert differences({"a": [1]}, {"a": 1}) == {"a": ([1], 1)}

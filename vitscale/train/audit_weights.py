@@ -74,12 +74,23 @@ def compare_checkpoints(path_a: Path, path_b: Path) -> CheckpointComparison:
 
 def differences(a: object, b: object, *, prefix: str = "") -> dict[str, tuple[object, object]]:
     """Dotted path to both values of every leaf that differs between two trees of plain values; None where there is no such leaf."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        found: dict[str, tuple[object, object]] = {}
-        for key in [*a, *(key for key in b if key not in a)]:
-            found |= differences(a.get(key), b.get(key), prefix=f"{prefix}.{key}" if prefix else str(key))
-        return found
+    if isinstance(a, dict | list) or isinstance(b, dict | list):
+        branches_a, branches_b = _branches(a), _branches(b)
+        if branches_a is not None and branches_b is not None:
+            found: dict[str, tuple[object, object]] = {}
+            for key in [*branches_a, *(key for key in branches_b if key not in branches_a)]:
+                found |= differences(branches_a.get(key), branches_b.get(key), prefix=f"{prefix}.{key}" if prefix else key)
+            return found
     return {} if type(a) is type(b) and a == b else {prefix: (a, b)}
+
+
+def _branches(tree: object) -> dict[str, object] | None:
+    """What lies below by name or number; nothing below None, and None for a leaf."""
+    if tree is None:
+        return {}
+    if isinstance(tree, list):
+        return {str(index): item for index, item in enumerate(tree)}
+    return {str(key): item for key, item in tree.items()} if isinstance(tree, dict) else None
 
 
 _Key = tuple[str, Kind]
