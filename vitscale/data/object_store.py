@@ -62,6 +62,10 @@ class ObjectStorage:
             return b""
         return self._read(name, lambda store: self._range(store, name, offset=offset, length=length))
 
+    def read_again(self, name: str, *, offset: int, length: int) -> bytes:
+        self._counters.add(retries=1)
+        return self.read_range(name, offset=offset, length=length)
+
     def list_names(self, suffix: str) -> list[str]:
         if self._address.scheme in ("http", "https"):
             raise DataError(

@@ -34,6 +34,10 @@ class Storage(Protocol):
         """Exactly `length` bytes from `offset` on. Raises `DataError` when the file is missing, unreadable or shorter."""
         ...
 
+    def read_again(self, name: str, *, offset: int, length: int) -> bytes:
+        """`read_range` past every cache, which also forgets the range: for a reader that found the bytes damaged."""
+        ...
+
     def list_names(self, suffix: str) -> list[str]:
         """Names below the root that end in `suffix`, with slashes, sorted. Raises `DataError` when it cannot be listed."""
         ...
@@ -97,6 +101,9 @@ class LocalStorage:
             )
         self._counters.add(reads=1, bytes_read=length)
         return data
+
+    def read_again(self, name: str, *, offset: int, length: int) -> bytes:
+        return self.read_range(name, offset=offset, length=length)
 
     def list_names(self, suffix: str) -> list[str]:
         try:
