@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.checkpoint.simulation import make_tensors, save_as
-from tests.train.tiny_run import checkpoint_tensors, tiny_config
+from tests.launcher import run_ranks
+from tests.train.tiny_run import checkpoint_tensors, pack_tiny, tiny_config
 from vitscale import api
 from vitscale.cli import app
 from vitscale.config import StopRequested, UsageError
@@ -139,3 +140,24 @@ def test_a_folder_that_is_no_run_is_named(made: Path, tmp_path: Path, content: s
         (folder / "config.yaml").write_text(content)
     with pytest.raises(UsageError, match=r"not a run directory|not the configuration of a run"):
         audit_runs(made / "whole", folder)
+
+
+@pytest.mark.dist
+def test_other_worlds_saw_the_same_samples_and_what_differs_is_measured(tmp_path: Path) -> None:
+    """One rank throughout, against two ranks that stop after step 3 and go on as four."""
+    pack_tiny(tmp_path)
+    script = Path(__file__).with_name("rank_runs.py")
+    for name, num_ranks, stop_at in (("one", 1, None), ("grows", 2, 3), ("grows", 4, None)):
+        job = {"do": "train", "overrides": [f"name={name}"], "stop_at": stop_at}
+        code = 75 if stop_at else 0
+        assert run_ranks(script, tmp_path, json.dumps([job]), num_ranks=num_ranks) == [[code]] * num_ranks
+    report = audit_runs(tmp_path / "runs" / "one", tmp_path / "runs" / "grows")
+    assert (report.samples.verdict, report.samples.num_samples, report.samples.last_step) == ("equal", 96, 6)
+    assert report.checkpoints
+    deltas = [tensor.max_delta for checkpoint in report.checkpoints for tensor in checkpoint.different]
+    # Adam makes steps of full size of gradients that are nothing but rounding: weights may differ by the learning rate, losses not.
+    assert all(delta is not None and delta < 0.1 for delta in deltas)
+    assert report.losses.num_steps == 6
+    if report.losses.values is not None:
+        assert report.losses.values[0] == pytest.approx(report.losses.values[1], rel=1e-5)
+    assert report.exit_code == (20 if deltas else 0)
