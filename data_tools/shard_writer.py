@@ -1,96 +1,201 @@
 """Writes one shard, tar and index, from a plan that says exactly what goes in: the same bytes in any process."""
 
 import hashlib
+import json
 import os
+import secrets
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from vitscale.data.index import INDEX_DTYPE, encode_index, index_name
 from vitscale.data.manifest import Shard
-from vitscale.data.ustar import BLOCK_BYTES, END_OF_ARCHIVE, member_bytes, padded_bytes
+from vitscale.data.ustar import END_OF_ARCHIVE, is_safe_name, member_bytes
 
-from .split import IntArray, LabelledImage, Split, UnusableImageError
-from .staging import write_durably
+from .images import ImagePolicy, prepare_image
+from .split import Split, UnusableImageError
+from .staging import Staging, flush_folder, write_durably
 
 _WRITE_BYTES = 1 << 22
-_NUM_SHOWN = 5
+_LONGEST_NAME = 100  # what the header of a ustar member holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """One shard to write: `split` holds its samples in order, `source_indices` says what they are called in the source."""
+    """One shard to write: `name` is its path inside the output, and `split` holds its samples in order."""
 
-    path: Path
+    name: str
     split: Split
-    source_indices: IntArray
-    key_prefix: str
+    policy: ImagePolicy
+    staging: Staging
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedSample:
+    """A sample that could not be packed."""
+
+    origin: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What was written; `num_unusable` and the first few reasons if some samples could not be."""
+    """What was written; `shard` is None, and there are no files, where not one sample could be."""
 
+    name: str
     shard: Shard | None
-    extensions: frozenset[str]
-    num_unusable: int
-    unusable: tuple[str, ...]
+    extensions: tuple[str, ...]
+    traits: Mapping[str, int]
+    """How many packed images have each trait."""
+    skipped: tuple[SkippedSample, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that were dealt with, packed or not."""
+        return len(self.skipped) + (0 if self.shard is None else self.shard.num_samples)
 
 
 def write_shard(job: ShardJob, *, advance: Callable[[int], None]) -> ShardResult:
-    """Write and flush the tar and its index; `advance(n)` is called as samples are done. Raises `OSError` for the disk.
+    """Write tar and index, flush them, move them into their place and record the result; `advance(n)` is called as samples are done.
 
-    Unusable samples are counted to the end of the shard, so that one run reports them all.
+    Whoever stops it at whatever moment, the shard is whole and recorded, or it will be written again. Raises `OSError` for
+    the disk. Unusable samples are left out and told.
     """
-    rows: list[tuple[int, int, int]] = []
-    extensions: set[str] = set()
-    unusable: list[str] = []
-    digest = hashlib.sha256()
-    offset = 0
-    with open(job.path, "xb", buffering=_WRITE_BYTES) as file:
+    staging = job.staging
+    scratch = staging.scratch / f"{Path(job.name).name}.{secrets.token_hex(8)}"
+    scratch_index = scratch.with_name(index_name(scratch.name))
+    try:
+        with open(scratch, "xb", buffering=_WRITE_BYTES) as file:
+            writer = _Writer(file)
+            writer.write_samples(job, advance=advance)
+            file.flush()
+            os.fsync(file.fileno())
+        result = writer.result(job.name)
+        if result.shard is not None:
+            final = staging.contents / job.name
+            write_durably(scratch_index, writer.index)
+            os.replace(scratch_index, final.with_name(index_name(final.name)))
+            os.replace(scratch, final)
+            flush_folder(final.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+        scratch_index.unlink(missing_ok=True)
+    staging.record(job.name, _result_text(result))
+    return result
 
-        def append(data: bytes) -> None:
-            file.write(data)
-            digest.update(data)
 
-        for index, source_index in enumerate(job.source_indices.tolist()):
+def recorded_result(staging: Staging, name: str) -> ShardResult | None:
+    """What `write_shard` recorded of the shard `name` in an earlier attempt; None unless its files are there in their full size."""
+    text = staging.recorded(name)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+        skipped = tuple(SkippedSample(**sample) for sample in values.pop("skipped"))
+        shard = None if values["shard"] is None else Shard.model_validate_json(json.dumps(values["shard"]))
+        result = ShardResult(**{**values, "shard": shard, "extensions": tuple(values["extensions"]), "skipped": skipped})
+    except (ValueError, KeyError, TypeError):
+        return None  # written by another version: the shard is written again
+    path = staging.contents / name
+    if result.name != name or (shard is not None and not _has_size(path, shard.bytes)):
+        return None
+    return result if shard is None or path.with_name(index_name(path.name)).is_file() else None
+
+
+class _Writer:
+    """The growing tar and all that is told about it in the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._offset = 0
+        self._rows: list[tuple[int, int, int]] = []
+        self._extensions: set[str] = set()
+        self._traits: Counter[str] = Counter()
+        self._skipped: list[SkippedSample] = []
+
+    def write_samples(self, job: ShardJob, *, advance: Callable[[int], None]) -> None:
+        for index in range(job.split.num_samples):
             try:
-                sample = job.split.read(index)
+                members = self._members(job, index=index)
             except UnusableImageError as error:
-                unusable.append(f"{job.split.origin(index)} ({error})")
-                continue
-            data = _sample_bytes(sample, key=f"{job.key_prefix}{source_index:09d}")
-            append(data)
-            rows.append((offset, len(data), zlib.crc32(data)))
-            extensions.update((sample.extension, "cls"))
-            offset += len(data)
+                self._skipped.append(SkippedSample(origin=job.split.images.origin(index), reason=str(error)))
+            else:
+                self._write_sample(members, key=job.split.key(index))
             advance(1)
-        append(END_OF_ARCHIVE)
-        file.flush()
-        os.fsync(file.fileno())
-    if unusable:
-        return ShardResult(shard=None, extensions=frozenset(), num_unusable=len(unusable), unusable=tuple(unusable[:_NUM_SHOWN]))
-    index_raw = encode_index(np.array(rows, INDEX_DTYPE))
-    write_durably(job.path.with_name(index_name(job.path.name)), index_raw)
-    shard = Shard(
-        name=job.path.name,
-        bytes=offset + len(END_OF_ARCHIVE),
-        num_samples=len(rows),
-        sha256=digest.hexdigest(),
-        index_sha256=hashlib.sha256(index_raw).hexdigest(),
-    )
-    return ShardResult(shard=shard, extensions=frozenset(extensions), num_unusable=0, unusable=())
+        self._append(END_OF_ARCHIVE)
+
+    def result(self, name: str) -> ShardResult:
+        shard = (
+            Shard(
+                name=Path(name).name,
+                bytes=self._offset,
+                num_samples=len(self._rows),
+                sha256=self._digest.hexdigest(),
+                index_sha256=hashlib.sha256(self.index).hexdigest(),
+            )
+            if self._rows
+            else None
+        )
+        return ShardResult(
+            name=name,
+            shard=shard,
+            extensions=tuple(sorted(self._extensions)),
+            traits=dict(sorted(self._traits.items())),
+            skipped=tuple(self._skipped),
+        )
+
+    @property
+    def index(self) -> bytes:
+        return encode_index(np.array(self._rows, INDEX_DTYPE))
+
+    def _members(self, job: ShardJob, *, index: int) -> dict[str, bytes]:
+        """Payload by extension, the image first."""
+        split = job.split
+        record = split.images.read(index)
+        if split.is_sound and job.policy.transcode is None:
+            assert record.extension is not None
+            image = {record.extension: record.image}
+        else:
+            prepared = prepare_image(record.image, policy=job.policy, claimed=record.extension)
+            image = {prepared.extension: prepared.data}
+            self._traits.update(prepared.traits)
+        members = {**image, **split.members(index), **dict(sorted(record.members.items()))}
+        key = split.key(index)
+        if not is_safe_name(key) or max(len(key) + 1 + len(extension) for extension in members) > _LONGEST_NAME:
+            raise UnusableImageError(f"its key {key!r} cannot name a member: letters, digits and ._-/ only, at most 95 characters")
+        return members
+
+    def _write_sample(self, members: Mapping[str, bytes], *, key: str) -> None:
+        data = b"".join(member_bytes(f"{key}.{extension}", payload=payload) for extension, payload in members.items())
+        self._rows.append((self._offset, len(data), zlib.crc32(data)))
+        self._extensions.update(members)
+        self._append(data)
+
+    def _append(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._offset += len(data)
 
 
-def sample_tar_bytes(image_bytes: IntArray) -> IntArray:
-    """What samples with images of these sizes take in a tar: two headers, the image, the label."""
-    return 3 * BLOCK_BYTES + -(-image_bytes // BLOCK_BYTES) * BLOCK_BYTES
+def _result_text(result: ShardResult) -> str:
+    values = {
+        "name": result.name,
+        "shard": None if result.shard is None else result.shard.model_dump(mode="json"),
+        "extensions": result.extensions,
+        "traits": result.traits,
+        "skipped": [{"origin": sample.origin, "reason": sample.reason} for sample in result.skipped],
+    }
+    return json.dumps(values)
 
 
-def _sample_bytes(sample: LabelledImage, *, key: str) -> bytes:
-    assert padded_bytes(len(str(sample.label))) == BLOCK_BYTES
-    image = member_bytes(f"{key}.{sample.extension}", payload=sample.image)
-    return image + member_bytes(f"{key}.cls", payload=b"%d" % sample.label)
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False

@@ -1,15 +1,59 @@
 """A folder that appears under its name complete or not at all, whatever happens while it is written."""
 
 import fcntl
+import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitscale.config import DataError, UsageError
 
 _LOCK_NAME = "vitscale-pack.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staging:
+    """The working folder of one attempt after another: what is done, what is recorded as done, and what is half done."""
+
+    root: Path
+
+    @property
+    def contents(self) -> Path:
+        """Becomes the output."""
+        return self.root / "contents"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records"
+
+    @property
+    def scratch(self) -> Path:
+        """For files that are not whole yet; on the same disk, so that they can be moved into `contents`."""
+        return self.root / "scratch"
+
+    def record(self, name: str, text: str) -> None:
+        """Remember durably that the file `name` of the contents is whole; `text` says what is known about it."""
+        scratch = self.scratch / f"record.{secrets.token_hex(8)}"
+        write_durably(scratch, text.encode())
+        os.replace(scratch, self._record_path(name))
+        flush_folder(self.records)
+
+    def recorded(self, name: str) -> str | None:
+        """The text that was recorded, in this attempt or an earlier one."""
+        try:
+            return self._record_path(name).read_text()
+        except FileNotFoundError:
+            return None
+
+    def has_records(self) -> bool:
+        return self.records.is_dir() and any(self.records.iterdir())
+
+    def _record_path(self, name: str) -> Path:
+        return self.records / f"{name.replace('/', '+')}.json"
 
 
 @contextmanager
@@ -19,22 +63,45 @@ def staged_folder(output: Path) -> Iterator[Path]:
     The work happens in `OUTPUT.partial`, which a killed process leaves behind and the next one clears. Raises `UsageError`
     when `output` is taken or being written by another process, `DataError` when the disk is full or not writable.
     """
-    output = Path(os.path.abspath(output))
-    partial = output.with_name(f"{output.name}.partial")
-    with disk_errors(output):
-        check_free(output)
-        lock = _claim(partial, output=output)
+    output, partial = Path(os.path.abspath(output)), partial_folder(output)
+    with disk_errors(output), _claimed(partial, output=output):
+        staging = Staging(root=partial / "fresh")
+        _keep_only(None, partial=partial)
+        _make(staging)
         try:
-            contents = partial / "contents"
-            shutil.rmtree(contents, ignore_errors=True)
-            contents.mkdir()
-            yield contents
-            _flush_tree(contents)
-            os.rename(contents, output)
-            _flush(output.parent)
+            yield staging.contents
+            _publish(staging, output=output)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            os.close(lock)
+
+
+@contextmanager
+def resumable_folder(output: Path, *, plan_digest: str) -> Iterator[Staging]:
+    """Like `staged_folder`, but what is recorded as whole outlasts a failure or a kill, for the next attempt at the same plan.
+
+    Attempts at another plan are cleared away. Where nothing was recorded, nothing is left.
+    """
+    output, partial = Path(os.path.abspath(output)), partial_folder(output)
+    with disk_errors(output, kept_in=partial), _claimed(partial, output=output):
+        # A process of an earlier attempt that has not ended yet finds the folder of its own plan, or none.
+        staging = Staging(root=partial / hashlib.sha256(plan_digest.encode()).hexdigest()[:16])
+        _keep_only(staging.root, partial=partial)
+        shutil.rmtree(staging.scratch, ignore_errors=True)
+        _make(staging)
+        published = False
+        try:
+            yield staging
+            _publish(staging, output=output)
+            published = True
+        finally:
+            is_kept = staging.has_records() and not published
+            shutil.rmtree(staging.scratch if is_kept else partial, ignore_errors=True)
+
+
+def partial_folder(output: Path) -> Path:
+    """Where the work on `output` happens."""
+    output = Path(os.path.abspath(output))
+    return output.with_name(f"{output.name}.partial")
 
 
 def check_free(output: Path) -> None:
@@ -46,13 +113,16 @@ def check_free(output: Path) -> None:
 
 
 @contextmanager
-def disk_errors(output: Path) -> Iterator[None]:
-    """Turn a failure of the disk into a `DataError` that names `output`."""
+def disk_errors(output: Path, *, kept_in: Path | None = None) -> Iterator[None]:
+    """Turn a failure of the disk into a `DataError` that names `output`, and `kept_in` where that was left."""
     try:
         yield
     except OSError as error:
+        left = "Nothing was left there. "
+        if kept_in is not None and kept_in.exists():
+            left = f"The shards that were whole are kept in {kept_in}, and the same command goes on from them; delete it to give up. "
         raise DataError(
-            f"{output}: cannot be written: {error.strerror or error}. Nothing was left there. "
+            f"{output}: cannot be written: {error.strerror or error}. {left}"
             "Free or choose a disk with enough room and permission, and run the command again."
         ) from error
 
@@ -63,6 +133,25 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names of the files in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _claimed(partial: Path, *, output: Path) -> Iterator[None]:
+    check_free(output)
+    lock = _claim(partial, output=output)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _claim(partial: Path, *, output: Path) -> int:
@@ -86,15 +175,21 @@ def _claim(partial: Path, *, output: Path) -> int:
     return lock
 
 
-def _flush_tree(folder: Path) -> None:
-    """Flush the folders; the files were flushed when they were written."""
-    for current, _, _ in os.walk(folder, topdown=False):
-        _flush(Path(current))
+def _keep_only(root: Path | None, *, partial: Path) -> None:
+    """Clear away what earlier attempts left, but `root`."""
+    for entry in partial.iterdir():
+        if entry.name != _LOCK_NAME and entry != root:
+            shutil.rmtree(entry)
 
 
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _make(staging: Staging) -> None:
+    for folder in (staging.contents, staging.records, staging.scratch):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _publish(staging: Staging, *, output: Path) -> None:
+    """Flush the folders, as the files were flushed when they were written, and give the contents their name."""
+    for current, _, _ in os.walk(staging.contents, topdown=False):
+        flush_folder(Path(current))
+    os.rename(staging.contents, output)
+    flush_folder(output.parent)

@@ -58,6 +58,10 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         (["fashion-mnist", str(SAMPLE_FOLDER), "IN/.."], 2, "exists already"),
         (["fashion-mnist", str(SAMPLE_FOLDER), "OUT", "--seed", "1", "--order", "source"], 2, "--seed has no effect"),
         (["fashion-mnist", str(SAMPLE_FOLDER), "OUT", "--split", "val"], 2, "has train, test"),
+        (["fashion-mnist", str(SAMPLE_FOLDER), "OUT", "--quality", "80"], 2, "--quality has no effect without --transcode"),
+        (["fashion-mnist", str(SAMPLE_FOLDER), "OUT", "--transcode", "jpeg", "--check", "header"], 2, "--check has no effect with"),
+        (["table", "IN/t.csv", "OUT", "--image-column", "a", "--url-root", "x"], 2, "expected PREFIX=FOLDER"),
+        (["idx", str(SAMPLE_FOLDER), "OUT", "--classes", "IN/none.txt"], 10, "cannot be read: No such file"),
     ],
 )
 def test_an_error_is_one_paragraph_with_its_exit_code(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:

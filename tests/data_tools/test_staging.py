@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vitscale.config import DataError, UsageError
-from vitscale_data_tools.staging import staged_folder, write_durably
+from vitscale_data_tools.staging import partial_folder, resumable_folder, staged_folder, write_durably
 
 
 def test_it_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -113,6 +113,51 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
     write_durably(tmp_path / "a", b"1")
     with pytest.raises(FileExistsError):
         write_durably(tmp_path / "a", b"2")
+
+
+def fail_after(output: Path, *, plan: str, names: list[str]) -> None:
+    """An attempt that finishes some files and then breaks."""
+    with resumable_folder(output, plan_digest=plan) as staging:
+        for name in names:
+            write_durably(staging.contents / name, name.encode())
+            staging.record(name, f"about {name}")
+        write_durably(staging.scratch / "half", b"x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_is_recorded_outlasts_a_failure_for_the_same_plan(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(DataError, match=rf"No space left.*are kept in {tmp_path}/out\.partial, and the same command goes on.*delete it"):
+        fail_after(output, plan="a", names=["x", "sub+y"])
+    with resumable_folder(output, plan_digest="a") as staging:
+        assert [staging.recorded(name) for name in ("x", "sub+y", "z")] == ["about x", "about sub+y", None]
+        assert list(staging.scratch.iterdir()) == []
+        assert (staging.contents / "x").read_bytes() == b"x"
+    assert sorted(path.name for path in output.iterdir()) == ["sub+y", "x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_plan_starts_over(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        fail_after(tmp_path / "out", plan="a", names=["x"])
+    with resumable_folder(tmp_path / "out", plan_digest="b") as staging:
+        assert staging.recorded("x") is None
+        assert list(staging.contents.iterdir()) == []
+        assert len(list(partial_folder(tmp_path / "out").iterdir())) == 2  # its own folder, and the lock
+
+
+def test_an_attempt_that_finished_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No space left on device\. Nothing was left there"):
+        fail_after(tmp_path / "out", plan="a", names=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fresh_folder_clears_what_a_resumable_one_left(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        fail_after(tmp_path / "out", plan="a", names=["x"])
+    with staged_folder(tmp_path / "out") as staging:
+        assert list(staging.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def _environment() -> dict[str, str]:
