@@ -1,8 +1,9 @@
 """Reads samples by flat index range: one ranged read per shard touched, every sample checked by its crc32."""
 
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+
+from isal import isal_zlib
 
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, ShardSpan
@@ -60,7 +61,7 @@ class SampleReader:
         for sample_id, (offset, length, crc) in enumerate(zip(offsets, lengths, crcs, strict=True), start=span.first_id):
             view = data[offset - base : offset - base + length]
             try:
-                if zlib.crc32(view) != crc:
+                if isal_zlib.crc32(view) != crc:
                     raise MalformedTarError(f"its bytes changed since it was packed{_key_hint(view)}")
                 key, members = parse_sample(view)
             except MalformedTarError as error:
@@ -68,6 +69,16 @@ class SampleReader:
                 yield LostSample(sample_id=sample_id, epoch=epoch, view=epoch, shard=name, reason=reason)
                 continue
             yield RawSample(sample_id=sample_id, epoch=epoch, view=epoch, key=key, shard=name, members=members)
+
+    def _read_again(self, shard: str, *, offset: int, length: int, crc: int) -> memoryview:
+        """A sample whose bytes arrived damaged, past the cache that may have kept them so."""
+        try:
+            view = memoryview(self._dataset.storage.read_again(shard, offset=offset, length=length))
+        except DataError as error:
+            raise MalformedTarError(f"its bytes are not those that were packed, and reading them again failed ({error})") from None
+        if zlib.crc32(view) != crc:
+            raise MalformedTarError(f"its bytes changed since it was packed{_key_hint(view)}")
+        return view
 
     def _index(self, span: ShardSpan) -> IndexTable:
         name = span.shard.name

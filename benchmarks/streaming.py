@@ -1,0 +1,274 @@
+"""What the data path costs beside webdataset, Pillow and torchvision: reading, decoding and cropping, workers, the first batch.
+
+    PYTHONPATH=. python benchmarks/photo_tiles.py PHOTOS /tmp/tiles
+    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/streaming.py /tmp/tiles [--rounds 5] [--only reading,small,large,workers,start]
+
+The arms of a comparison alternate in one process, and what counts is CPU time (threads included), so that neither a busy machine
+nor its changing clock favours one of them; the median of the rounds is printed. Scaling over workers and the time to the first
+batch are wall times: run them on an idle machine.
+
+The baseline is what ImageNet training scripts do: webdataset, Pillow's decoder, torchvision's RandomResizedCrop and flip, then
+a normalised float32 tensor. Ours ends with the uint8 batch that the device normalises.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import io
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+import webdataset
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from vitscale.config import ConfigError
+from vitscale.data.config import ShardsConfig
+from vitscale.data.decode import JpegDecoder
+from vitscale.data.lanes import LaneReader, rank_slice
+from vitscale.data.loader import Share, train_loader
+from vitscale.data.reader import SampleReader
+from vitscale.data.source import Demand, ShardData, open_shards
+from vitscale.data.transforms import AugmentConfig, TrainTransform
+from vitscale.data.turbojpeg import require_turbojpeg
+from vitscale.data.types import unstaged
+from vitscale.data.worker import Part
+
+BATCH = 64
+IMAGE_SIZE = 224
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+LANES = 8
+ORDERS = {"block 16, window 4": (16, 4), "block 64, window 4": (64, 4)}
+WORKER_BATCHES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to do the work; `run` goes over about `num_images` and returns how many they were."""
+
+    name: str
+    run: Callable[[int], int]
+
+
+def main() -> None:
+    """Measure what was asked for and print a table of each."""
+    benchmarks: Mapping[str, Callable[[Path, int], None]] = {
+        "reading": reading,
+        "small": partial(end_to_end, corpus="small", num_images=1280),
+        "large": partial(end_to_end, corpus="large", num_images=192),
+        "workers": workers,
+        "start": start,
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tiles", type=Path, help="the folder that benchmarks/photo_tiles.py wrote")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default=",".join(benchmarks), help="which of them, with commas between")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.only.split(","):
+        benchmarks[name](arguments.tiles, arguments.rounds)
+
+
+def reading(tiles: Path, rounds: int) -> None:
+    """Samples out of shards, without decoding."""
+    shards = tiles / "small" / "shards"
+    arms = [Arm(name="webdataset", run=partial(_read_with_webdataset, shards))]
+    arms += [
+        Arm(name=f"ours, {LANES} lanes, {name}", run=partial(_read_with_lanes, shards, block=block, window=window))
+        for name, (block, window) in ORDERS.items()
+    ]
+    arms.append(Arm(name="ours, file order", run=partial(_read_in_order, shards)))
+    _compare("Reading without decoding", arms, num_images=2944, rounds=rounds)
+
+
+def end_to_end(tiles: Path, rounds: int, *, corpus: str, num_images: int) -> None:
+    """Reading, decoding, random resized crop to 224, flip, batch."""
+    shards = tiles / corpus / "shards"
+    arms = [Arm(name="webdataset + Pillow + torchvision float", run=partial(_baseline, shards))]
+    arms += [Arm(name=f"ours, {decoder}", run=partial(_ours, shards, decoder=decoder)) for decoder in _decoders()]
+    _compare(f"Read, decode, crop, flip, batch: {corpus} images", arms, num_images=num_images, rounds=rounds)
+
+
+def workers(tiles: Path, rounds: int) -> None:
+    """Images per second of wall time, by loader processes."""
+    shards = tiles / "small" / "shards"
+    for decoder in _decoders():
+        speeds: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(rounds):
+            for num_workers, found in speeds.items():
+                found.append(_loader_speed(shards, decoder=decoder, num_workers=num_workers))
+        one, two = (statistics.median(found) for found in speeds.values())
+        ratios = sorted(second / first for first, second in zip(*speeds.values(), strict=True))
+        print(f"\nLoader processes, {decoder}: 1: {one:.0f} images/s, 2: {two:.0f} images/s, {two / one:.2f}x")
+        print(f"  round by round {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+
+
+def start(tiles: Path, rounds: int) -> None:
+    """From opening the data set to the first batch, one loader process, the shards out of the page cache, a fresh process each."""
+    shards = tiles / "small" / "shards"
+    command = [sys.executable, "-c", f"from benchmarks.streaming import print_start; print_start({str(shards)!r})"]
+    seconds = []
+    for _ in range(rounds):
+        _drop_from_page_cache(shards)
+        seconds.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    print(f"\nFirst batch from cold: median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s")
+
+
+def print_start(shards: str) -> None:
+    """The measured part of `start`, in its own process."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    loader = _loader(Path(shards), decoder="simplejpeg", num_workers=1)
+    next(loader)
+    print(time.monotonic() - started)
+    loader.close()
+
+
+def _compare(title: str, arms: list[Arm], *, num_images: int, rounds: int) -> None:
+    rates: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    for arm in arms:
+        arm.run(BATCH)  # caches, imports, the first allocation
+    for _ in range(rounds):
+        for arm in arms:
+            started = time.process_time()
+            done = arm.run(num_images)
+            rates[arm.name].append(done / (time.process_time() - started))
+    base = rates[arms[0].name]
+    print(f"\n{title}: images per CPU-second, median of {rounds} alternating rounds")
+    for name, found in rates.items():
+        # Of each round against the baseline of the same round: what slows the machine down slows both.
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(found, base, strict=True))
+        print(f"  {name:42} {statistics.median(found):8.0f} {ratio:7.2f}x")
+
+
+def _read_with_webdataset(shards: Path, num_images: int) -> int:
+    for count, _ in enumerate(_webdataset(shards), start=1):
+        if count == num_images:
+            return count
+    raise AssertionError("the corpus is too small")
+
+
+def _read_with_lanes(shards: Path, num_images: int, *, block: int, window: int) -> int:
+    data = _open(shards, block=block, window=window)
+    reader = LaneReader(SampleReader(data.dataset), order=data.order)
+    whole = rank_slice(BATCH, rank=0, world_size=1)
+    done = 0
+    while done < num_images:
+        done += len(reader.read(done, global_batch=BATCH, batch_slice=whole))
+    reader.close()
+    return done
+
+
+def _read_in_order(shards: Path, num_images: int) -> int:
+    reader = SampleReader(_open(shards, block=64, window=4).dataset)
+    return sum(len(reader.read(first, min(first + BATCH, num_images))) for first in range(0, num_images, BATCH))
+
+
+def _baseline(shards: Path, num_images: int) -> int:
+    transforms = _torchvision_transforms()
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(IMAGE_SIZE, scale=SCALE, ratio=RATIO),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        ]
+    )
+    done, images = 0, []
+    for sample in _webdataset(shards):
+        images.append(transform(PIL.Image.open(io.BytesIO(sample["jpg"])).convert("RGB")))
+        int(sample["cls"])
+        if len(images) == BATCH:
+            done += len(torch.stack(images))
+            images = []
+            if done >= num_images:
+                break
+    return done
+
+
+def _torchvision_transforms() -> Any:
+    if torch.version.cuda is None and "+" not in importlib.metadata.version("torchvision"):
+        # PyPI's torchvision beside a torch that was built for CPUs: declaring the operators it cannot load lets it be imported.
+        for operator in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, operator):
+                torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision.transforms")
+
+
+def _ours(shards: Path, num_images: int, *, decoder: JpegDecoder) -> int:
+    done = 0
+    for part in _parts(shards, decoder=decoder):
+        assert part.batch is not None, part.error
+        done += len(part.batch["image"])
+        if done >= num_images:
+            break
+    return done
+
+
+def _loader_speed(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> float:
+    loader = _loader(shards, decoder=decoder, num_workers=num_workers)
+    for _ in range(8):  # what was prepared ahead while the processes started is not counted
+        next(loader)
+    started = time.monotonic()
+    for _ in range(WORKER_BATCHES):
+        next(loader)
+    seconds = time.monotonic() - started
+    loader.close()
+    return WORKER_BATCHES * BATCH / seconds
+
+
+def _loader(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> Iterator[dict[str, Tensor]]:
+    share = Share(rank=0, world_size=1, num_workers=num_workers, prefetch=4)
+    return train_loader(_parts(shards, decoder=decoder), share=share, batch_keys=frozenset({"image", "label"}))
+
+
+def _parts(shards: Path, *, decoder: JpegDecoder) -> IterableDataset[Part]:
+    augment = AugmentConfig(crop="random_resized", scale=SCALE, ratio=RATIO, flip=True)
+    transform = TrainTransform(image_size=IMAGE_SIZE, num_channels=3, augment=augment, jpeg_decoder=decoder)
+    demand = Demand(
+        transform=unstaged(transform),
+        seed=0,
+        global_batch=BATCH,
+        start_samples=0,
+        rank_slice=rank_slice(BATCH, rank=0, world_size=1),
+        ledger={},
+    )
+    return _open(shards, block=16, window=4).parts(demand)
+
+
+def _open(shards: Path, *, block: int, window: int) -> ShardData:
+    return open_shards(ShardsConfig(path=str(shards), lanes=LANES, block=block, window=window), seed=0)
+
+
+def _webdataset(shards: Path) -> webdataset.WebDataset:
+    return webdataset.WebDataset([str(path) for path in sorted(shards.glob("*.tar"))], shardshuffle=False)
+
+
+def _decoders() -> list[JpegDecoder]:
+    try:
+        require_turbojpeg()
+    except ConfigError as error:
+        print(f"\nWithout turbojpeg: {error}")
+        return ["simplejpeg"]
+    return ["simplejpeg", "turbojpeg"]
+
+
+def _drop_from_page_cache(folder: Path) -> None:
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    main()
