@@ -4,6 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -68,6 +69,13 @@ def worker_slice(whole: BatchSlice, *, samples_per_lane: int, worker: int, num_w
     return BatchSlice(start=whole.start + start, stop=whole.start + stop)
 
 
+def runs_of(window_ids: Ids) -> list[range]:
+    """The ids of a window as runs of neighbours, in rising order: each is fetched, and lost, as a whole."""
+    ids = np.sort(window_ids)
+    edges = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
+    return [range(int(ids[start]), int(ids[stop - 1]) + 1) for start, stop in pairwise(edges)]
+
+
 class LaneReader:
     """Reads the samples of a slice of successive global batches: whole windows, one ranged read per block.
 
@@ -119,10 +127,9 @@ class LaneReader:
 
     def _load(self, window: Window) -> dict[int, RawSample | LostSample]:
         shuffled_ids = self._order.window_ids(window)
-        ids = np.sort(shuffled_ids)
         by_id: dict[int, RawSample | LostSample] = {}
-        for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
-            for sample in self._reader.scan(int(run[0]), int(run[-1]) + 1, epoch=window.epoch):
+        for run in runs_of(shuffled_ids):
+            for sample in self._reader.scan(run.start, run.stop, epoch=window.epoch):
                 by_id[sample.sample_id] = sample
         return {place: by_id[sample_id] for place, sample_id in enumerate(shuffled_ids.tolist())}
 
