@@ -270,16 +270,16 @@ def pack(
         from .pack import plan_pack, write_pack
 
         plan = plan_pack(make_request(request_values))
-        run_pack(plan, dry_run=dry_run, write=partial(write_pack, plan, workers=workers or _default_workers(plan)))
+        run_pack(plan, write=None if dry_run else partial(write_pack, plan, workers=workers or _default_workers(plan)))
 
 
-def run_pack(plan: PackPlan, *, dry_run: bool, write: Callable[..., PackSummary]) -> None:
-    """Show the plan, or carry it out with `write(report=...)`, a progress bar and a summary."""
+def run_pack(plan: PackPlan, *, write: Callable[..., PackSummary] | None) -> None:
+    """Carry the plan out with `write(report=...)`, a progress bar and a summary; None for a dry run: show the plan."""
     from .progress import progress
 
     for note in plan.notes:
         typer.echo(note, err=True)
-    if dry_run:
+    if write is None:
         _print_plan(plan)
         return
     with progress(f"packing {plan.request.source}", total=plan.num_samples) as report:

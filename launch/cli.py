@@ -1,11 +1,13 @@
 """The `vitscale-launch` command. Imports of Ray, torch and the library wait inside the commands, so that `--help` answers at once."""
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from vitscale.config.presentation import present_errors
+from vitscale_data_tools.pack_cli import make_request, run_pack, with_pack_options
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +22,10 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[a.b=c ...]", help="Settings to replace, for example optim.lr=1e-3.")
 ]
 WorkersOption = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Number of worker processes.")]
+ShardsAtATimeOption = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Shards that are written at a time. Default: one per CPU of the cluster."),
+]
 AddressOption = Annotated[
     str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to join; default: RAY_ADDRESS, else one on this machine.")
 ]
@@ -120,6 +126,41 @@ def tune(
         from .tuner import run_sweep
 
         run_sweep(loaded, address=address, debug=debug)
+
+
+@app.command(
+    epilog="Examples: vitscale-launch pack image-folder /shared/photos /shared/shards --address 10.0.0.1:6379"
+    " | vitscale-launch pack table /shared/photos.csv /shared/shards --image-column path --label-column class --transcode jpeg"
+)
+@with_pack_options
+def pack(
+    request_values: Mapping[str, Any],
+    workers: ShardsAtATimeOption = None,
+    address: AddressOption = None,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Pack SOURCE in INPUT into tar shards in OUTPUT over a Ray cluster: the same bytes as `vitscale-data pack` writes.
+
+    INPUT and OUTPUT must lie on storage that all nodes share, under the same path; this is checked first. A pack that was
+    interrupted goes on when the same command, or `vitscale-data pack` with the same options, is given again.
+    """
+    with present_errors(debug=debug):
+        from .environment import prepare_environment, ray_address
+
+        address = ray_address(address)
+        prepare_environment(local=address is None)
+        from vitscale_data_tools.plan import absolute, plan_pack
+
+        plan = plan_pack(absolute(make_request(request_values)))
+        if dry_run:
+            run_pack(plan, write=None)
+            return
+        from functools import partial
+
+        from .pack import pack_on_cluster
+
+        run_pack(plan, write=partial(pack_on_cluster, plan, address=address, workers=workers))
 
 
 def main() -> None:

@@ -13,9 +13,16 @@ from tests.train.tiny_run import tiny_values
 from vitscale.config import dump_yaml
 from vitscale_launch.cli import app
 
+PACK_OPTIONS = {
+    *("--split", "--exclude", "--val-fraction", "--val-per-class", "--skip-unusable"),
+    *("--check", "--transcode", "--quality", "--max-short-side"),
+    *("--image-column", "--label-column", "--labels-column", "--caption-column", "--image-root", "--url-root"),
+    *("--classes", "--skip-unknown", "--samples-per-shard", "--shard-mebibytes", "--order", "--seed"),
+}
 OPTIONS = {
     "train": {"--workers", "--address", "--allow-change", "--stop-at", "--max-restarts", "--dry-run", "--debug"},
     "tune": {"--address", "--dry-run", "--debug"},
+    "pack": {"--workers", "--address", "--dry-run", "--debug", *PACK_OPTIONS},
 }
 
 
@@ -33,7 +40,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["tune"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["tune"], ["pack"]])
 def test_help_explains_with_examples(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0
