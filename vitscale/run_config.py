@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vitscale.checkpoint.config import CheckpointConfig
 from vitscale.config import OPERATIONAL, Config, ConfigError, decode_file, dump_yaml, problem_report
-from vitscale.data.config import DataConfig
+from vitscale.data.config import DataConfig, OrderedConfig
 from vitscale.evals import EvalConfig
 from vitscale.models import ModelConfig
 from vitscale.objectives import ObjectiveConfig
@@ -157,7 +157,7 @@ def _image_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _batch_problems(config: RunConfig) -> Iterator[str]:
-    batch, lanes = config.train.global_batch, config.data.lanes
+    batch, lanes = config.train.global_batch, config.data.lanes if isinstance(config.data, OrderedConfig) else 1
     if lanes != "auto" and batch % lanes:
         yield f"train.global_batch: {batch} is not a multiple of data.lanes {lanes}; every batch takes equally many samples of each lane"
     if config.num_steps < 1:

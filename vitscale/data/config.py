@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from vitscale.config import OPERATIONAL, Config
+from vitscale.data.block_cache import CacheConfig
 from vitscale.data.shard_urls import url_problem
 from vitscale.data.shares import cycle_slots
 from vitscale.data.types import JpegDecoder
@@ -57,6 +58,8 @@ class OrderedConfig(LoadingConfig):
     repeats: int = Field(default=1, ge=1)
     """Repeated augmentation (Hoffer et al. 2020): each sample is drawn this many times in a row, each time with draws of its
     own. Samples are counted with their repeats, so an epoch is as many times longer."""
+    cache: CacheConfig | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Blocks of shards from a store kept on a local disk, which all processes of a machine share; null keeps none."""
 
 
 class ShardsConfig(OrderedConfig):
@@ -141,4 +144,4 @@ class StreamConfig(LoadingConfig):
         return self.urls[0] if len(self.urls) == 1 else f"{self.urls[0]} and {len(self.urls) - 1} more"
 
 
-DataConfig = Annotated[ShardsConfig | MixtureConfig, Field(discriminator="kind")]
+DataConfig = Annotated[ShardsConfig | MixtureConfig | StreamConfig, Field(discriminator="kind")]

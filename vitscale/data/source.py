@@ -9,13 +9,14 @@ from typing import Protocol
 from torch.utils.data import IterableDataset
 
 from vitscale.config import ConfigError, DataError
-from vitscale.data.config import DataConfig, MixtureConfig, OrderedConfig, ShardsConfig
+from vitscale.data.config import DataConfig, MixtureConfig, OrderedConfig, ShardsConfig, StreamConfig
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.demand import Demand
 from vitscale.data.lanes import SampleOrder, SampleScanner
 from vitscale.data.mixture import MixedSet, MixtureOrder, MixtureReader
 from vitscale.data.order import Order
 from vitscale.data.reader import SampleReader
+from vitscale.data.webdataset_stream import open_stream
 from vitscale.data.worker import Part, TrainParts
 from vitscale.dist.seeding import counter_key
 
@@ -63,17 +64,19 @@ def open_training_data(config: DataConfig, *, seed: int) -> TrainingData:
             return open_shards(config, seed=seed)
         case MixtureConfig():
             return open_mixture(config, seed=seed)
+        case StreamConfig():
+            return open_stream(config)
 
 
 def open_shards(config: ShardsConfig, *, seed: int) -> "ShardData":
     """Open one packed data set."""
-    dataset = open_dataset(config.path)
+    dataset = open_dataset(config.path, cache=config.cache)
     return ShardData(dataset=dataset, order=_order(config, dataset=dataset, seed=seed))
 
 
 def open_mixture(config: MixtureConfig, *, seed: int) -> "MixtureData":
     """Open the sets of a mixture. Raises `DataError` where they differ in their classes, `ConfigError` for a set with too few samples."""
-    datasets = {name: open_dataset(mixed.path) for name, mixed in config.sets.items()}
+    datasets = {name: open_dataset(mixed.path, cache=config.cache) for name, mixed in config.sets.items()}
     _check_classes({config.sets[name].path: dataset for name, dataset in datasets.items()})
     orders = []
     for name, dataset in datasets.items():

@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 
 from vitscale.config import ConfigError
+from vitscale.data.config import OrderedConfig
 from vitscale.plan.cluster import Cluster, Device
 from vitscale.plan.memory import MemoryEstimate, ModelSize, estimate_memory
 from vitscale.run_config import Precision, RecomputeMode, RunConfig, ZeroStage, precision_problem
@@ -31,7 +32,8 @@ class Plan:
     accumulation: int
     recompute: RecomputeMode
     recompute_every: int
-    lanes: int
+    lanes: int | None
+    """None for training data without an order of its own."""
     global_batch: int
     num_steps: int
     num_parameters: int
@@ -89,7 +91,7 @@ def decide_precision(config: RunConfig, *, cluster: Cluster) -> Precision:
     return "bf16" if cluster.device == "cuda" else "fp32"
 
 
-def with_lanes(plan: Plan, *, lanes: int) -> Plan:
+def with_lanes(plan: Plan, *, lanes: int | None) -> Plan:
     """The plan with another number of lanes: that of the run which it goes on with."""
     if lanes == plan.lanes:
         return plan
@@ -99,12 +101,8 @@ def with_lanes(plan: Plan, *, lanes: int) -> Plan:
 def resolve(config: RunConfig, *, plan: Plan) -> RunConfig:
     """The configuration with every `auto` that the result depends on filled in. How the work is spread stays open, so
     that the run may go on with another number of ranks."""
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"lanes": plan.lanes}),
-            "parallel": config.parallel.model_copy(update={"precision": plan.precision}),
-        }
-    )
+    data = config.data.model_copy(update={"lanes": plan.lanes}) if isinstance(config.data, OrderedConfig) else config.data
+    return config.model_copy(update={"data": data, "parallel": config.parallel.model_copy(update={"precision": plan.precision})})
 
 
 def model_size(config: RunConfig) -> ModelSize:
@@ -130,7 +128,9 @@ def _rank_batch(config: RunConfig, cluster: Cluster) -> int:
     return batch // world
 
 
-def _lanes(config: RunConfig, reasons: list[str]) -> int:
+def _lanes(config: RunConfig, reasons: list[str]) -> int | None:
+    if not isinstance(config.data, OrderedConfig):
+        return None
     if config.data.lanes != "auto":
         return config.data.lanes
     lanes = math.gcd(config.train.global_batch, 256)

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, ConfigError, binding_values, decode, parse_yaml
+from vitscale.data.config import OrderedConfig
 from vitscale.plan.plan import Plan, resolve, with_lanes
 from vitscale.run_config import RunConfig
 
@@ -19,7 +20,7 @@ class ResumeDecision:
 
     checkpoint: str | None
     messages: tuple[str, ...]
-    lanes: int
+    lanes: int | None
     changed: tuple[str, ...] = ()
 
 
@@ -42,10 +43,7 @@ def decide_resume(config: RunConfig, *, plan: Plan, checkpoints: Path, allow_cha
         return ResumeDecision(checkpoint=None, messages=passed_over, lanes=plan.lanes)
     reader = CheckpointReader(found.checkpoint)
     previous = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(found.checkpoint)), source=str(found.checkpoint))
-    lanes = previous.data.lanes
-    assert isinstance(lanes, int), "a checkpoint's configuration is resolved"
-    if config.data.lanes != "auto" or plan.global_batch % lanes:
-        lanes = plan.lanes
+    lanes = _lanes(previous, config, plan=plan)
     config = resolve(config, plan=with_lanes(plan, lanes=lanes))
     changed = changed_keys(previous, config)
     _check_allowed(allow_change, known={key for key, _ in binding_values(config)} | {key for key, _ in binding_values(previous)})
@@ -60,6 +58,15 @@ def decide_resume(config: RunConfig, *, plan: Plan, checkpoints: Path, allow_cha
     accepted = tuple(f"changed on request: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items())
     origin = f"resuming from {found.checkpoint.name} (step {reader.manifest.step})"
     return ResumeDecision(checkpoint=str(found.checkpoint), messages=(origin, *passed_over, *accepted), lanes=lanes, changed=tuple(changed))
+
+
+def _lanes(previous: RunConfig, config: RunConfig, *, plan: Plan) -> int | None:
+    """Those of the run so far where the configuration leaves them open and they fit, else the plan's."""
+    if not isinstance(config.data, OrderedConfig) or not isinstance(previous.data, OrderedConfig):
+        return plan.lanes
+    lanes = previous.data.lanes
+    assert isinstance(lanes, int), "a checkpoint's configuration is resolved"
+    return lanes if config.data.lanes == "auto" and plan.global_batch % lanes == 0 else plan.lanes
 
 
 def changed_keys(previous: RunConfig, current: RunConfig) -> dict[str, tuple[object, object]]:
