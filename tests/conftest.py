@@ -1,13 +1,12 @@
 """What every test relies on: one thread, oracles that import without a GPU, stable names, and a collector with little to look at."""
 
-import gc
-import importlib
 import os
-import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from hypothesis import settings
+
+from tests.collector import skip_imports
 
 
 def pytest_configure() -> None:
@@ -31,14 +30,8 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what the test modules imported out of every later collection.
-
-    Garbage is collected whenever an engine starts or ends, and looking through all of torch takes longer than the engine.
-    """
-    if "deepspeed" in sys.modules:
-        importlib.import_module("torch._dynamo")  # as large as the rest of torch; the first optimizer imports it
-    gc.collect()
-    gc.freeze()
+    """The test modules are imported."""
+    skip_imports()
 
 
 def _torchvision_is_for_cuda() -> bool:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from tests.collector import skip_imports
 from tests.engine.ranked import SETTINGS, Setting, build, calls, count_collectives, gather, key, nothing_persistent, take_step, weight_hash
 from tests.engine.tiny import batch, micro_batches
 from vitscale.engine.processes import init_process_group, shutdown
@@ -19,6 +20,7 @@ def main() -> None:
     torch.set_num_threads(1)
     count_collectives()
     init_process_group("cpu")
+    skip_imports()
     linear = F.linear
     report: dict[str, Any] = {"train": {key(s): _train(s) for s in SETTINGS}}
     report["again"] = _train((3, "fp32"))

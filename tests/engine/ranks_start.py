@@ -1,4 +1,4 @@
-"""Starts a model of 400 MB at ZeRO-3 and prints how much memory that took at its peak; run by test_materialise.py."""
+"""Starts a model of 250 MB at ZeRO-3 and prints how much memory that took at its peak; run by test_materialise.py."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from vitscale.engine.materialise import materialise
 from vitscale.engine.processes import init_process_group, shutdown
 from vitscale.nn.init import set_init, zeros
 
-WIDTH, DEPTH = 512, 100
+WIDTH, DEPTH = 512, 60
 
 
 def main() -> None:

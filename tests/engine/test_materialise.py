@@ -66,11 +66,11 @@ def test_a_module_off_the_meta_device_is_our_mistake() -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_stage_3_never_holds_a_whole_model(num_ranks: int) -> None:
-    for grown in run_ranks(SCRIPT, num_ranks=num_ranks):
-        assert grown["model"] > 380e6
-        # A shard and one module, on a quiet machine; resident memory also counts what libraries happen to load meanwhile.
-        assert grown["materialised"] < 0.9 * grown["model"], grown
-        # A rank's state is five shards (weights, masters, two moments, gradients); without sharding it would be five models.
-        assert grown["started"] < 5 * grown["model"] / num_ranks + grown["model"], grown
+def test_stage_3_never_holds_a_whole_model() -> None:
+    num_ranks = 4
+    # With a fixed threshold glibc gives back at once what is freed; by itself it keeps freed parameters, at times half a model of them.
+    for grown in run_ranks(SCRIPT, num_ranks=num_ranks, env={"MALLOC_MMAP_THRESHOLD_": "65536"}):
+        assert grown["model"] > 200e6
+        shard, spare = grown["model"] / num_ranks, 0.15 * grown["model"]  # to spare for one module, and what libraries load meanwhile
+        assert 0.9 * shard < grown["materialised"] < shard + spare, grown
+        assert grown["started"] < 5 * shard + spare, grown  # weights, masters, two moments and gradients

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.collector import skip_imports
 from tests.train.tiny_run import tiny_config
 from vitscale import api
 from vitscale.config import StopRequested
@@ -22,6 +23,7 @@ def main() -> None:
     """Do the jobs; print each one's exit code."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    skip_imports()
     root = Path(sys.argv[1])
     codes = [do(root, job) for job in json.loads(sys.argv[2])]
     dist.destroy_process_group()
