@@ -35,6 +35,11 @@ class Short:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """Turn over a bit in the middle of the body."""
+
+
+@dataclass(frozen=True)
 class Delay:
     """Wait, then answer as the server does."""
 
@@ -51,7 +56,7 @@ class WholeFile:
     """Answer 200 with the whole file, as servers without ranges do."""
 
 
-Fault = Status | Truncate | Short | Delay | Reset | WholeFile
+Fault = Status | Truncate | Short | Flip | Delay | Reset | WholeFile
 
 
 class FaultProxy:
@@ -60,7 +65,7 @@ class FaultProxy:
     def __init__(self, upstream_port: int) -> None:
         self._upstream_port = upstream_port
         self._lock = threading.Lock()
-        self._faults: list[Fault] = []
+        self._faults: list[Fault | None] = []
         self.requests: list[str] = []
         """Method and path of every request, as they came."""
         self._server = _Server(self)
@@ -70,8 +75,8 @@ class FaultProxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def inject(self, faults: Iterable[Fault]) -> None:
-        """Replace the pending faults and forget the requests so far."""
+    def inject(self, faults: Iterable[Fault | None]) -> None:
+        """Replace the pending faults (None: an answer without) and forget the requests so far."""
         with self._lock:
             self._faults, self.requests = list(faults), []
 
@@ -149,6 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, Short):
             answer = answer[: int(len(answer) * fault.share)]
             kept = {name: value for name, value in kept.items() if name.lower() != "content-length"}
+        if isinstance(fault, Flip):
+            middle = len(answer) // 2
+            answer = answer[:middle] + bytes([answer[middle] ^ 16]) + answer[middle + 1 :]
         sent = answer[: int(len(answer) * fault.share)] if isinstance(fault, Truncate) else answer
         self._answer(response.status, headers=kept, body=sent, announced=len(answer))
 

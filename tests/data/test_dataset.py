@@ -7,7 +7,11 @@ import pytest
 
 from tests.data.packed import pack
 from vitscale.config import DataError
+from vitscale.data.block_cache import CacheConfig
 from vitscale.data.dataset import Dataset, open_dataset
+from vitscale.data.index import index_name
+from vitscale.data.manifest import MANIFEST_NAME, encode_manifest
+from vitscale.data.reader import SampleReader
 
 
 @pytest.fixture
@@ -76,16 +80,68 @@ def test_a_changed_shard_is_refused(dataset: Dataset, tmp_path: Path, change: st
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("change", ["flipped", "missing"])
+@pytest.mark.parametrize("change", ["cut", "missing"])
 def test_a_changed_index_is_refused(dataset: Dataset, tmp_path: Path, change: str) -> None:
+    index = tmp_path / f"{dataset.shards[2].name}.idx.npy"
+    raw = index.read_bytes()
+    index.unlink()
+    if change == "cut":
+        index.write_bytes(raw[:40])
+    with pytest.raises(DataError, match=rf"{index.name}: (changed since the data set was packed: 40 bytes|cannot be read)"):
+        open_dataset(tmp_path)
+
+
+def test_a_flipped_index_is_refused_when_it_is_read(dataset: Dataset, tmp_path: Path) -> None:
     index = tmp_path / f"{dataset.shards[2].name}.idx.npy"
     raw = bytearray(index.read_bytes())
     raw[-1] ^= 1
-    index.unlink()
-    if change == "flipped":
-        index.write_bytes(raw)
-    with pytest.raises(DataError, match=rf"{index.name}: (changed|cannot be read)"):
+    index.write_bytes(raw)
+    opened = open_dataset(tmp_path)
+    assert len(opened.read_index(opened.shards[1])) == 4
+    with pytest.raises(DataError, match=rf"{index.name}: changed since the data set was packed \(its sha256"):
+        opened.read_index(opened.shards[2])
+
+
+@pytest.mark.parametrize("position", [0, 130, 199])
+def test_a_changed_shard_among_many_is_refused(tmp_path: Path, position: int) -> None:
+    dataset = pack(tmp_path, [{"cls": b"1"}] * 200, samples_per_shard=1)
+    tar = tmp_path / dataset.shards[position].name
+    tar.write_bytes(tar.read_bytes() + b"x")
+    with pytest.raises(DataError, match=rf"{tar.name}: changed since the data set was packed"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_tars_that_lie_elsewhere(dataset: Dataset, tmp_path: Path, is_relative: bool) -> None:
+    index = tmp_path / "index"
+    _move_indexes(dataset, tmp_path, index, shards_root=".." if is_relative else str(tmp_path))
+    opened = open_dataset(index)
+    assert SampleReader(opened).read(3, 9)[0].members.keys() == {"png", "cls"}
+    assert opened.storage.root != opened.index_storage.root
+    (tmp_path / opened.shards[1].name).unlink()
+    with pytest.raises(DataError, match=rf"{tmp_path}.*/{opened.shards[1].name}: cannot be read"):
+        open_dataset(index)
+
+
+def test_reading_through_a_cache(dataset: Dataset, tmp_path: Path) -> None:
+    cached = open_dataset(tmp_path, cache=CacheConfig(path=str(tmp_path / "cache"), max_gib=0.0625))
+    expected = [sample.members["png"].tobytes() for sample in SampleReader(dataset).read(0, 10)]
+    for _ in range(2):
+        assert [sample.members["png"].tobytes() for sample in SampleReader(cached).read(0, 10)] == expected
+    counters = cached.storage.io_counters()
+    assert (counters["cache_misses"], counters["cache_hits"], counters["reads"]) == (3, 3, 3)
+    copy = pickle.loads(pickle.dumps(cached))
+    assert len(SampleReader(copy).read(0, 10)) == 10
+    assert copy.storage.io_counters()["reads"] == 0
+
+
+def _move_indexes(dataset: Dataset, source: Path, target: Path, *, shards_root: str) -> None:
+    target.mkdir()
+    for shard in dataset.shards:
+        name = index_name(shard.name)
+        (source / name).rename(target / name)
+    (source / MANIFEST_NAME).unlink()
+    (target / MANIFEST_NAME).write_bytes(encode_manifest(dataset.manifest.model_copy(update={"shards_root": shards_root})))
 
 
 def test_an_edited_manifest_is_refused(dataset: Dataset, tmp_path: Path) -> None:

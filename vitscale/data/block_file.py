@@ -6,9 +6,9 @@ crc32 per part of the payload (4 each); the payload. Parts are what a read verif
 
 import os
 import struct
-import zlib
 
 import numpy as np
+from isal import isal_zlib
 
 PART_BYTES = 64 << 10
 KEY_BYTES = 32
@@ -22,9 +22,11 @@ def encode_block(payload: bytes | memoryview, *, key: bytes) -> bytes:
     """The file's bytes."""
     assert len(key) == KEY_BYTES, len(key)
     view = memoryview(payload)
-    table = np.array([zlib.crc32(view[start : start + PART_BYTES]) for start in range(0, len(view), PART_BYTES)], dtype="<u4").tobytes()
+    table = np.array(
+        [isal_zlib.crc32(view[start : start + PART_BYTES]) for start in range(0, len(view), PART_BYTES)], dtype="<u4"
+    ).tobytes()
     header = _HEADER.pack(_MAGIC, key, len(view))
-    return b"".join((header, _CRC.pack(zlib.crc32(table, zlib.crc32(header))), table, view))
+    return b"".join((header, _CRC.pack(isal_zlib.crc32(table, isal_zlib.crc32(header))), table, view))
 
 
 def read_block(descriptor: int, *, key: bytes, length: int, first: int, stop: int) -> bytes | None:
@@ -36,7 +38,7 @@ def read_block(descriptor: int, *, key: bytes, length: int, first: int, stop: in
     header, table = prefix[: _HEADER.size], prefix[_HEADER.size + _CRC.size :]
     if len(prefix) < prefix_bytes or header != _HEADER.pack(_MAGIC, key, length):
         return None
-    if _CRC.unpack_from(prefix, _HEADER.size)[0] != zlib.crc32(table, zlib.crc32(header)):
+    if _CRC.unpack_from(prefix, _HEADER.size)[0] != isal_zlib.crc32(table, isal_zlib.crc32(header)):
         return None
     crcs = np.frombuffer(table, dtype="<u4").tolist()
     first_part, stop_part = first // PART_BYTES, -(-stop // PART_BYTES)
@@ -48,6 +50,6 @@ def read_block(descriptor: int, *, key: bytes, length: int, first: int, stop: in
     view = memoryview(parts)
     for part in range(first_part, stop_part):
         start = (part - first_part) * PART_BYTES
-        if zlib.crc32(view[start : start + PART_BYTES]) != crcs[part]:
+        if isal_zlib.crc32(view[start : start + PART_BYTES]) != crcs[part]:
             return None
     return bytes(view[first - base : stop - base])

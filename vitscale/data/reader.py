@@ -62,7 +62,7 @@ class SampleReader:
             view = data[offset - base : offset - base + length]
             try:
                 if isal_zlib.crc32(view) != crc:
-                    raise MalformedTarError(f"its bytes changed since it was packed{_key_hint(view)}")
+                    view = self._read_again(name, offset=offset, length=length, crc=crc)
                 key, members = parse_sample(view)
             except MalformedTarError as error:
                 reason = self._damage(name, sample_id=sample_id, offset=offset, problem=str(error))
@@ -76,7 +76,7 @@ class SampleReader:
             view = memoryview(self._dataset.storage.read_again(shard, offset=offset, length=length))
         except DataError as error:
             raise MalformedTarError(f"its bytes are not those that were packed, and reading them again failed ({error})") from None
-        if zlib.crc32(view) != crc:
+        if isal_zlib.crc32(view) != crc:
             raise MalformedTarError(f"its bytes changed since it was packed{_key_hint(view)}")
         return view
 
