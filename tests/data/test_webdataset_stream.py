@@ -19,7 +19,9 @@ import webdataset
 from tests.data.fault_proxy import FaultProxy, Status, Truncate
 from tests.data.packed import png_bytes
 from tests.data.range_server import RangeServer
-from vitscale.config import ConfigError, DataError
+from tests.train.tiny_run import events, pack_tiny, sample_ids, tiny_values
+from vitscale import api
+from vitscale.config import ConfigError, DataError, StopRequested, decode
 from vitscale.data import webdataset_stream
 from vitscale.data.config import StreamConfig
 from vitscale.data.demand import Demand
@@ -29,8 +31,10 @@ from vitscale.data.shard_urls import expand_urls
 from vitscale.data.source import TrainingData
 from vitscale.data.transforms import EvalTransform
 from vitscale.data.types import LostSample, StagedTransform
-from vitscale.data.webdataset_stream import StreamParts, open_stream
+from vitscale.data.webdataset_stream import CAVEATS, StreamParts, open_stream
 from vitscale.data.worker import Part
+from vitscale.plan.describe import describe_run
+from vitscale.run_config import RunConfig
 
 TRANSFORM = EvalTransform(image_size=4, num_channels=1)
 GLOBAL_BATCH = 16
@@ -300,7 +304,7 @@ def test_an_opened_stream_says_what_it_is_and_what_it_cannot_promise(tmp_path: P
     data: TrainingData = open_stream(config)
     assert (data.classes, data.num_samples, data.cursor_unit, data.batch_ids(0, global_batch=16)) == (("a", "b"), None, 1, None)
     assert "2 unindexed shards" in data.notes[0]
-    assert {"order", "resume", "checksums", "index"} <= set(" ".join(data.notes).replace("`", " ").split())
+    assert {"order", "resume", "checksums", "index"} <= set(" ".join(CAVEATS).replace("`", " ").split())
     transform = StagedTransform(starts=(0,), transforms=(TRANSFORM,))
     whole = rank_slice(GLOBAL_BATCH, rank=0, world_size=1)
     demand = Demand(transform=transform, seed=5, global_batch=GLOBAL_BATCH, start_samples=0, rank_slice=whole, ledger={})
@@ -337,6 +341,27 @@ def test_shards_behind_addresses_come_through_our_own_storage(tmp_path: Path) ->
         assert (part.lost, part.io["retries"]) == ((), 3), "a cut body is fetched again, not taken for the end"
         with pytest.raises(DataError, match=r"none\.tar"):
             open_stream(StreamConfig(urls=[f"{proxy.url}/set/none.tar"]))
+
+
+def test_a_whole_run_on_a_stream_stops_resumes_and_says_what_it_cannot_promise(tmp_path: Path) -> None:
+    urls = [str(pack_tiny(tmp_path) / "*.tar")]
+    data = {"kind": "webdataset_stream", "urls": urls, "shuffle_buffer": 8, "num_workers": 0, "log_samples": True, "max_lost_fraction": 0.9}
+    config = decode(RunConfig, values=tiny_values(tmp_path) | {"data": data}, source="stream")
+    assert set(CAVEATS) <= set(api.plan(config).reasons)
+    assert "as the stream comes" in describe_run(config, plan=api.plan(config))
+    with pytest.raises(StopRequested):
+        api.train(config, stop_at_step=3)
+    for shard in (tmp_path / "shards").glob("*.tar"):
+        shard.write_bytes(shard.read_bytes()[:-2000])
+    assert api.train(config).step == 6
+    run_dir = tmp_path / "runs" / "tiny"
+    told = [event["message"] for event in events(run_dir, "decision")]
+    assert all(told.count(caveat) == 2 for caveat in CAVEATS), "at each start"
+    assert [len(ids) for _, ids in sorted(sample_ids(run_dir).items())] == [16] * 6
+    assert api.audit(run_dir, run_dir).exit_code == 0
+    losses = events(run_dir, "lost_sample")
+    assert losses
+    assert all(".tar: damaged or missing" in loss["message"] for loss in losses), "shards that were cut meanwhile are named in the ledger"
 
 
 @pytest.mark.dist

@@ -41,7 +41,7 @@ CAVEATS = (
     "data.kind webdataset_stream: plain tars carry no checksums of their data, so changed bytes may pass unnoticed",
     "`vitscale-data index` makes the same tars exact, resumable and checked (data.kind shards), without rewriting them",
 )
-"""What streams cannot promise, a sentence each."""
+"""What streams cannot promise, a sentence each: reasons of the plan, so that a run says them at every start."""
 
 _MOST_EMPTY_SHARDS = 32
 _MOST_UNREADABLE_IN_A_ROW = 1024
@@ -81,7 +81,7 @@ class StreamData:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (f"data: {len(self.urls)} unindexed shards as a stream", *CAVEATS)
+        return (f"data: {len(self.urls)} unindexed shards as a stream",)
 
     def identity(self) -> dict[str, object]:
         return {"urls_sha256": hashlib.sha256("\n".join(self.urls).encode()).hexdigest(), "shuffle_buffer": self.config.shuffle_buffer}

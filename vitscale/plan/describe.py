@@ -21,7 +21,7 @@ def describe_plan(plan: Plan) -> str:
         ("processes", f"{plan.world_size} x {plan.device}, {plan.precision}, ZeRO stage {plan.zero_stage}"),
         ("batch", f"{plan.world_size} ranks x {plan.micro_batch} images x {plan.accumulation} accumulated"),
         ("recompute", plan.recompute if plan.recompute == "none" else f"{plan.recompute}, every {plan.recompute_every} block(s)"),
-        ("order", f"{plan.lanes} lanes"),
+        ("order", "as the stream comes" if plan.lanes is None else f"{plan.lanes} lanes"),
         (
             "memory per rank",
             f"{memory.total / _GIB:.2f} GiB predicted of {plan.memory_available_bytes / _GIB:.1f}: weights {memory.weights / _GIB:.2f},"

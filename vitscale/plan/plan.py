@@ -10,6 +10,7 @@ import torch
 
 from vitscale.config import ConfigError
 from vitscale.data.config import OrderedConfig
+from vitscale.data.webdataset_stream import CAVEATS
 from vitscale.plan.cluster import Cluster, Device
 from vitscale.plan.memory import MemoryEstimate, ModelSize, estimate_memory
 from vitscale.run_config import Precision, RecomputeMode, RunConfig, ZeroStage, precision_problem
@@ -130,6 +131,7 @@ def _rank_batch(config: RunConfig, cluster: Cluster) -> int:
 
 def _lanes(config: RunConfig, reasons: list[str]) -> int | None:
     if not isinstance(config.data, OrderedConfig):
+        reasons += CAVEATS
         return None
     if config.data.lanes != "auto":
         return config.data.lanes
