@@ -63,7 +63,7 @@ class FaultProxy:
     """Forwards to `127.0.0.1:upstream_port`; the next answers to GET and HEAD suffer the faults given to `inject`, one each."""
 
     def __init__(self, upstream_port: int) -> None:
-        self._upstream_port = upstream_port
+        self.upstream_port = upstream_port
         self._lock = threading.Lock()
         self._faults: list[Fault | None] = []
         self.requests: list[str] = []
@@ -87,7 +87,7 @@ class FaultProxy:
 
     def forward(self, method: str, path: str, *, headers: Mapping[str, str], body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         """The server's answer and its body. The Host header is kept: request signatures cover it."""
-        upstream = http.client.HTTPConnection("127.0.0.1", self._upstream_port, timeout=30)
+        upstream = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=30)
         try:
             upstream.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for name, value in headers.items():

@@ -137,7 +137,7 @@ def _cached_bytes(folder: Path) -> int:
 
 @pytest.mark.dist
 def test_many_processes_at_one_small_cache(folder: Path) -> None:
-    processes = [_hammer(folder, seed=seed, num_reads=400) for seed in range(4)]
+    processes = [_hammer(folder, seed=seed, num_reads=200) for seed in range(4)]
     most = 0
     while any(process.poll() is None for process in processes):
         most = max(most, _cached_bytes(folder))
