@@ -84,7 +84,7 @@ def _open_split(folder: Path, *, name: str | None, options: SourceOptions) -> Sp
     state, features = _json(folder / "state.json"), _json(folder / "dataset_info.json").get("features") or {}
     if state.get("_indices_data_files"):
         raise DataError(f"{folder}: selects rows through an index file, as old versions of datasets did. Save it anew with a later one.")
-    paths = tuple(str(folder / file["filename"]) for file in state.get("_data_files") or [])
+    paths = tuple(os.path.abspath(folder / file["filename"]) for file in state.get("_data_files") or [])
     tables = [_open_stream(path) for path in paths]
     lengths = [table.num_rows for table in tables]
     if not sum(lengths):

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,11 +38,14 @@ class PackedDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class PackSummary:
-    """What was written and how long it took; `num_resumed_shards` were there from an interrupted attempt."""
+    """What was written and how long it took."""
 
     datasets: tuple[PackedDataset, ...]
     seconds: float
     num_resumed_shards: int
+    """Were there from an interrupted attempt."""
+    has_discarded_others: bool
+    """An interrupted attempt had left shards of other input or options."""
 
 
 def pack(request: PackRequest, *, workers: int = 1, report: Callable[[int], None] | None = None) -> PackSummary:
@@ -68,8 +72,9 @@ def write_pack(plan: PackPlan, *, workers: int = 1, report: Callable[[int], None
         progress.advance(sum(result.num_samples for result in results.values()))
         num_left = sum(len(dataset.shards) for dataset in plan.datasets) - num_resumed
         run = run or (run_here if min(workers, num_left) <= 1 else partial(run_in_processes, workers=min(workers, num_left)))
-        for result in run(_jobs(plan, staging=staging, done=frozenset(results)), progress.advance):
-            results[result.name] = result
+        # Closed in any case: nothing may still be writing when the staging folder is cleared up.
+        with closing(run(_jobs(plan, staging=staging, done=frozenset(results)), progress.advance)) as written:
+            results |= {result.name: result for result in written}
         progress.tell()
         grouped = [[results[dataset.shard_name(number)] for number in range(len(dataset.shards))] for dataset in plan.datasets]
         if plan.request.unusable == "refuse":
@@ -77,7 +82,12 @@ def write_pack(plan: PackPlan, *, workers: int = 1, report: Callable[[int], None
         packed = [
             _finish(dataset, results=group, plan=plan, staging=staging) for dataset, group in zip(plan.datasets, grouped, strict=True)
         ]
-    return PackSummary(datasets=tuple(packed), seconds=time.monotonic() - started, num_resumed_shards=num_resumed)
+    return PackSummary(
+        datasets=tuple(packed),
+        seconds=time.monotonic() - started,
+        num_resumed_shards=num_resumed,
+        has_discarded_others=staging.has_discarded_others,
+    )
 
 
 class _Progress:

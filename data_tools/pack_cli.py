@@ -332,6 +332,8 @@ def _print_summary(summary: PackSummary) -> None:
             if dataset.traits.get(trait):
                 typer.echo(f"  {dataset.traits[trait]} {note}")
     resumed = f", {summary.num_resumed_shards} shards kept from an interrupted pack" if summary.num_resumed_shards else ""
+    if summary.has_discarded_others:
+        typer.echo("shards that an interrupted pack of other input or options had left were discarded")
     typer.echo(f"packed in {summary.seconds:.1f} s{resumed}")
     typer.echo(f"next: vitscale train CONFIG data.path={summary.datasets[0].path}")
 

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
@@ -15,8 +15,10 @@ from .shard_writer import ShardJob, ShardResult, write_shard
 Advance = Callable[[int], None]
 """Called now and then with the number of samples done since the last call."""
 
-Runner = Callable[[Iterable[ShardJob], Advance], Iterator[ShardResult]]
-"""Writes all shards, in any order, and gives their results as they are done."""
+Results = Generator[ShardResult, None, None]
+
+Runner = Callable[[Iterable[ShardJob], Advance], Results]
+"""Writes all shards, in any order, and gives their results as they are done. Closing it ends the writing."""
 
 _POLL_SECONDS = 0.1
 _COUNT_EVERY = 64
@@ -24,7 +26,7 @@ _JOBS_PER_WORKER = 2
 """Handed over and not done: enough that no process waits, few enough that not all of a large plan is copied at once."""
 
 
-def run_here(jobs: Iterable[ShardJob], advance: Advance) -> Iterator[ShardResult]:
+def run_here(jobs: Iterable[ShardJob], advance: Advance) -> Results:
     """One shard after the other, in this process."""
     for job in jobs:
         counted = _Counted(advance)
@@ -33,7 +35,7 @@ def run_here(jobs: Iterable[ShardJob], advance: Advance) -> Iterator[ShardResult
         yield result
 
 
-def run_in_processes(jobs: Iterable[ShardJob], advance: Advance, *, workers: int) -> Iterator[ShardResult]:
+def run_in_processes(jobs: Iterable[ShardJob], advance: Advance, *, workers: int) -> Results:
     """In `workers` processes. Raises `DataError` when one of them is killed."""
     # Not forked: the progress bar runs a thread, and a fork copies its locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
@@ -50,7 +52,7 @@ def run_in_processes(jobs: Iterable[ShardJob], advance: Advance, *, workers: int
         pool.shutdown(cancel_futures=True)
 
 
-def _in_pool(jobs: Iterator[ShardJob], *, pool: ProcessPoolExecutor, limit: int, told: "_Told") -> Iterator[ShardResult]:
+def _in_pool(jobs: Iterator[ShardJob], *, pool: ProcessPoolExecutor, limit: int, told: "_Told") -> Results:
     waiting: set[Future[ShardResult]] = set()
     has_more = True
     while waiting or has_more:

@@ -20,6 +20,8 @@ class Staging:
     """The working folder of one attempt after another: what is done, what is recorded as done, and what is half done."""
 
     root: Path
+    has_discarded_others: bool = False
+    """Attempts at another plan had finished something, which was cleared away."""
 
     @property
     def contents(self) -> Path:
@@ -84,8 +86,10 @@ def resumable_folder(output: Path, *, plan_digest: str) -> Iterator[Staging]:
     output, partial = Path(os.path.abspath(output)), partial_folder(output)
     with disk_errors(output, kept_in=partial), _claimed(partial, output=output):
         # A process of an earlier attempt that has not ended yet finds the folder of its own plan, or none.
-        staging = Staging(root=partial / hashlib.sha256(plan_digest.encode()).hexdigest()[:16])
-        _keep_only(staging.root, partial=partial)
+        root = partial / hashlib.sha256(plan_digest.encode()).hexdigest()[:16]
+        others = [Staging(root=entry) for entry in partial.iterdir() if entry != root]
+        staging = Staging(root=root, has_discarded_others=any(other.has_records() for other in others))
+        _keep_only(root, partial=partial)
         shutil.rmtree(staging.scratch, ignore_errors=True)
         _make(staging)
         published = False

@@ -146,8 +146,10 @@ def _labels(table: Mapping[str, Column], *, options: SourceOptions, path: Path) 
 
 def _class_value(value: Any) -> ClassValue:
     """A field of CSV is text, empty where there is nothing; Parquet has types."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
+    if isinstance(value, float) and value.is_integer():  # what pandas makes of whole numbers where some are missing
+        return int(value)
     return value.strip() if isinstance(value, str) else int(value) if isinstance(value, int) else str(value)
 
 

@@ -117,8 +117,8 @@ class _ReadTar:
 
 def _tars(path: Path) -> list[Path]:
     if path.is_file():
-        return [path]
-    tars = sorted(path.rglob("*.tar")) if path.is_dir() else []
+        return [Path(os.path.abspath(path))]
+    tars = sorted(Path(os.path.abspath(path)).rglob("*.tar")) if path.is_dir() else []
     if not tars:
         raise DataError(f"{path}: no tars (*.tar) there. Give a tar or a folder of them; unpack compressed ones (.tar.gz) first.")
     return tars

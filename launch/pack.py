@@ -3,7 +3,7 @@
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from vitscale.config import DataError
 from vitscale_data_tools.images import encoder_name
 from vitscale_data_tools.pack import PackSummary, write_pack
 from vitscale_data_tools.plan import PackPlan
-from vitscale_data_tools.processes import Advance
+from vitscale_data_tools.processes import Advance, Results
 from vitscale_data_tools.shard_writer import ShardJob, ShardResult, write_shard
 
 from .cluster import num_cores, ray_cluster
@@ -80,7 +80,7 @@ def check_views(views: Sequence[NodeView], *, plan: PackPlan) -> None:
         )
 
 
-def _run_on_nodes(jobs: Iterable[ShardJob], advance: Advance, *, num_workers: int, plan: PackPlan) -> Iterator[ShardResult]:
+def _run_on_nodes(jobs: Iterable[ShardJob], advance: Advance, *, num_workers: int, plan: PackPlan) -> Results:
     """The runner of `write_pack`."""
     waiting: set[ray.ObjectRef] = set()
     remaining = iter(jobs)

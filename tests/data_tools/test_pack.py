@@ -233,7 +233,7 @@ def test_an_interrupted_pack_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     told: list[int] = []
     summary = pack(request(tmp_path / "out", **settings), report=told.append)
-    assert summary.num_resumed_shards == 5
+    assert (summary.num_resumed_shards, summary.has_discarded_others) == (5, False)
     assert told[0] == 500
     assert told[-1] == 1000
     pack(request(tmp_path / "undisturbed", **settings))
@@ -257,7 +257,8 @@ def test_another_plan_does_not_go_on(tmp_path: Path, change: str) -> None:
         with pytest.raises(DataError, match="1 of 6 images cannot be packed"):
             pack(request(tmp_path / "out", **settings))
     else:
-        assert pack(request(tmp_path / "out", seed=1, **settings)).num_resumed_shards == 0
+        summary = pack(request(tmp_path / "out", seed=1, **settings))
+        assert (summary.num_resumed_shards, summary.has_discarded_others) == (0, True)
 
 
 def test_a_killed_worker_is_reported_and_the_next_attempt_goes_on(tmp_path: Path) -> None:

@@ -87,6 +87,14 @@ def test_parquet_has_types(tmp_path: Path) -> None:
     assert split.images.read(0).image == image_bytes(0)
 
 
+def test_whole_numbers_that_pandas_made_floats(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a", "b", "c"], "class": [2.0, float("nan"), 0.0]}), tmp_path / "t.parquet")
+    split = opened(tmp_path / "t.parquet", label_column="class")
+    assert split.classes == ("0", "1", "2")
+    assert split.labels is not None
+    assert split.labels.values.tolist() == [2, -1, 0]
+
+
 def test_urls_lie_in_the_folder_of_their_longest_prefix(tmp_path: Path) -> None:
     write_photos(tmp_path / "mirror")
     urls = ["https://a.org/x/photos/0.jpg", "https://a.org/x/photos/1.png", "https://a.org/2.jpg", "photos/0.jpg"]
