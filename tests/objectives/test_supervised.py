@@ -12,6 +12,7 @@ from vitscale.models import ViTConfig
 from vitscale.models.flops import step_flops
 from vitscale.nn.init import materialise
 from vitscale.objectives import ObjectiveConfig, Supervised, SupervisedConfig
+from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, WithEraseDraws
 from vitscale.objectives.mixing import MIX_KEY, WithMixDraws, own_label_shares, soft_targets
 
 MODEL = ViTConfig(variant="mu/8", image_size=16, num_channels=1)
@@ -170,6 +171,29 @@ def test_mixing_needs_even_micro_batches_and_wraps_the_transform() -> None:
     inputs = InputSpec(image_size=16, num_channels=1)
     assert plain.sample_transform(inputs) == inner
     assert mixed.sample_transform(inputs) == WithMixDraws(transform=inner, mixing=mixed.mixing, image_size=16)
+
+
+def test_erasing_wraps_the_transform_inside_mixing() -> None:
+    erasing = ErasingConfig(probability=0.5)
+    config = SupervisedConfig(num_classes=2, erasing=erasing, mixup_alpha=0.2)
+    inputs = InputSpec(image_size=16, num_channels=1)
+    inner = TrainTransform(image_size=16, num_channels=1, augment=config.augment, num_classes=2)
+    erased = WithEraseDraws(transform=inner, erasing=erasing, image_size=16)
+    assert config.sample_transform(inputs) == WithMixDraws(transform=erased, mixing=config.mixing, image_size=16)
+    assert built(erasing=erasing).batch_keys == {"image", "label", ERASE_KEY}
+
+
+def test_images_are_erased_before_they_are_mixed_and_as_the_batch_says() -> None:
+    erasing = ErasingConfig(probability=0.5, fill="zero")
+    objective, samples = with_random_head(built(erasing=erasing)), batch()
+    nothing = torch.zeros(len(samples["label"]), 5, dtype=torch.int64)
+    assert torch.equal(objective({**samples, ERASE_KEY: nothing}, 0).loss, with_random_head(built())(samples, 0).loss)
+    size = samples["image"].shape[2]
+    everything = nothing + torch.tensor([0, size, 0, size, 0])
+    grey = objective.backbone.normalise(samples["image"]) * 0
+    logits = objective.head(objective.backbone(grey).pooled_BD)
+    expected = torch.nn.functional.cross_entropy(logits.float(), samples["label"])
+    torch.testing.assert_close(objective({**samples, ERASE_KEY: everything}, 0).loss, expected)
 
 
 def test_step_flops_include_the_head() -> None:

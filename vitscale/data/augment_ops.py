@@ -105,8 +105,8 @@ def _solarise_add(picture: Picture, operation: Operation) -> Picture:
 
 
 def _posterise(picture: Picture, operation: Operation) -> Picture:
-    bits = int(operation.value)
-    return picture if bits >= 8 else ImageOps.posterize(picture, bits)
+    mask = 256 - 2 ** (8 - int(operation.value))  # ImageOps.posterize refuses to keep 0 bits, which RandAugment asks for at 10
+    return picture.point([level & mask for level in range(256)] * len(picture.getbands()))
 
 
 def _invert(picture: Picture, operation: Operation) -> Picture:  # noqa: ARG001

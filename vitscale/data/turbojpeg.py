@@ -1,6 +1,7 @@
 """libturbojpeg 3 by ctypes: decodes the wanted part of a JPEG at 1/1, 1/2, 1/4 or 1/8 of its size, and no more than that.
 
-The pixels are those of decoding the whole image at that size and cutting the part out, to the bit.
+The pixels are those of decoding the whole image at that size and cutting the part out, to the bit. What lies below the part is not
+even looked at, so damage there goes unnoticed.
 """
 
 import ctypes

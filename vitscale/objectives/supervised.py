@@ -1,4 +1,4 @@
-"""Supervised classification: softmax or sigmoid cross-entropy on a backbone with a linear head, with mixup and cutmix."""
+"""Supervised classification: softmax or sigmoid cross-entropy on a backbone with a linear head, with random erasing, mixup and cutmix."""
 
 # B batch, K classes
 
@@ -17,6 +17,7 @@ from vitscale.models import Backbone, ViTShape
 from vitscale.models.flops import step_flops
 from vitscale.nn.head import ClassificationHead
 from vitscale.objectives.base import Objective, StepOutput
+from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, WithEraseDraws, erase_images
 from vitscale.objectives.mixing import MIX_KEY, Mixing, WithMixDraws, mix_images, own_label_shares, soft_targets
 
 Loss = Literal["softmax", "sigmoid"]
@@ -45,7 +46,9 @@ class SupervisedConfig(Config):
     """Where the head's biases start. null: 0 for softmax; -log(num_classes) for sigmoid, so that every class starts near
     its prior and the first steps are not spent on it."""
     augment: AugmentConfig = AugmentConfig()
-    """Random crop and flip."""
+    """Random crop, flip and changes of colour and geometry."""
+    erasing: ErasingConfig | None = None
+    """Random erasing; null is off."""
 
     @field_validator("label_smoothing")
     @classmethod
@@ -84,16 +87,18 @@ class SupervisedConfig(Config):
 
     def sample_transform(self, inputs: InputSpec) -> SampleTransform:
         """What the loader's workers do to a training sample."""
-        transform = TrainTransform(
+        transform: SampleTransform = TrainTransform(
             image_size=inputs.image_size,
             num_channels=inputs.num_channels,
             augment=self.augment,
             num_classes=self.num_classes,
             jpeg_decoder=inputs.jpeg_decoder,
         )
-        if not self.mixing.is_on:
-            return transform
-        return WithMixDraws(transform=transform, mixing=self.mixing, image_size=inputs.image_size)
+        if self.erasing is not None:
+            transform = WithEraseDraws(transform=transform, erasing=self.erasing, image_size=inputs.image_size)
+        if self.mixing.is_on:
+            transform = WithMixDraws(transform=transform, mixing=self.mixing, image_size=inputs.image_size)
+        return transform
 
     def build(self, backbone: Backbone) -> "Supervised":
         """The objective around a backbone, its head on the current default device."""
@@ -108,11 +113,13 @@ class Supervised(Objective):
 
     def __init__(self, backbone: Backbone, *, config: SupervisedConfig) -> None:
         super().__init__()
-        self.batch_keys = frozenset({"image", "label"} | ({MIX_KEY} if config.mixing.is_on else set()))
+        drawn_keys = ({ERASE_KEY} if config.erasing is not None else set()) | ({MIX_KEY} if config.mixing.is_on else set())
+        self.batch_keys = frozenset({"image", "label"} | drawn_keys)
         self.num_classes = config.num_classes
         self.loss = config.loss
         self.label_smoothing = config.label_smoothing
         self.is_mixing = config.mixing.is_on
+        self.erase_fill = None if config.erasing is None else config.erasing.fill
         self.backbone = backbone
         self.head = ClassificationHead(
             width=backbone.width,
@@ -124,6 +131,8 @@ class Supervised(Objective):
     def forward(self, batch: Batch, step: int) -> StepOutput:  # noqa: ARG002  (the same at every step)
         """Loss in fp32. Raises `ValueError` for an odd number of samples where they are mixed."""
         image_BCHW, label_B = self.backbone.normalise(batch["image"]), batch["label"]
+        if self.erase_fill is not None:
+            image_BCHW = erase_images(image_BCHW, batch[ERASE_KEY], fill=self.erase_fill)
         if not self.is_mixing:
             logits_BK = self._logits(image_BCHW)
             return self._output(logits_BK, target=label_B, dominant_B=label_B)
