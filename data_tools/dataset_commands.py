@@ -1,4 +1,4 @@
-"""Commands of `vitscale-data` that work on data sets that exist: index, verify, exclude. Bodies import what they need when they run."""
+"""Commands of `vitscale-data` that work on data sets that exist: index, verify, dedup, exclude. Bodies import what they need when they run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from vitscale.data.dataset import Dataset
 
+    from .dedup import DedupRequest, DedupSummary
     from .exclude import ExcludeSummary
     from .index_dataset import IndexPlan, IndexSummary
     from .verify import VerifyReport
@@ -22,7 +23,7 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `vitscale-data`."""
-    for command in (index, verify, exclude):
+    for command in (index, verify, dedup, exclude):
         app.command()(command)
 
 
@@ -128,6 +129,63 @@ def _print_findings(found: VerifyReport) -> None:
             typer.echo(f"  {finding}")
     num_checked = sum(shard.num_checked for shard in found.shards)
     typer.echo(f"{found.root}: {num_checked} samples of {len(found.shards)} shards checked in {found.seconds:.1f} s")
+
+
+def dedup(
+    dataset: DatasetArgument,
+    output: Annotated[Path, typer.Argument(metavar="LIST", help="The removal list to write; pairs go to LIST.pairs.tsv.")],
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="EVAL", help="Evaluation data set whose images are to go from DATASET. Repeatable.")
+    ] = None,
+    threshold: Annotated[int, typer.Option(min=0, max=11, help="Bits of 64 in which near duplicates may differ.")] = 6,
+    only_against: Annotated[bool, typer.Option("--only-against", help="Leave duplicates within DATASET alone.")] = False,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw pairs, the least alike first.")] = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """List the samples of DATASET that repeat others: the same bytes, the same pixels, or nearly the same picture.
+
+    Of duplicates the first stays; what an evaluation set holds goes. Nothing is removed: look at the list, then use it
+    with `vitscale-data exclude --keys LIST` or `vitscale-data pack --exclude LIST`.
+    """
+    from vitscale.config.presentation import present_errors
+
+    with present_errors(debug=debug):
+        from vitscale.data.dataset import open_dataset
+
+        from .dedup import DedupRequest, check_request
+        from .dedup import dedup as find_duplicates
+        from .progress import progress
+
+        request = DedupRequest(
+            dataset=open_dataset(dataset),
+            against=tuple(open_dataset(path) for path in against or ()),
+            output=output,
+            max_distance=threshold,
+            compares_own=not only_against,
+            sheet=sheet,
+        )
+        check_request(request)
+        if dry_run:
+            typer.echo(f"would compare, and did not (--dry-run): {request.num_images} images of {1 + len(request.against)} data sets")
+            typer.echo(f"would write: {request.output} and {request.pairs_path}" + (f" and {sheet}" if sheet else ""))
+            return
+        num_workers = workers or max(_workers_for(part, cost=20) for part in (request.dataset, *request.against))
+        with progress("looking at images", total=request.num_images) as report:
+            summary = find_duplicates(request, workers=num_workers, report=report)
+        _print_duplicates(summary, request=request)
+
+
+def _print_duplicates(summary: DedupSummary, *, request: DedupRequest) -> None:
+    texts = {"bytes": "the same bytes", "pixels": "the same pixels", "near": f"at most {request.max_distance} bits apart"}
+    for is_other, where in ((True, "as an image of an evaluation set"), (False, "as an earlier image")):
+        for kind, text in texts.items():
+            typer.echo(f"{text} {where}: {summary.counts.get((kind, is_other), 0)}")
+    if summary.num_unreadable:
+        typer.echo(f"note: {summary.num_unreadable} images cannot be decoded; only their bytes were compared.")
+    typer.echo(f"{request.output}: {summary.num_removed} of {request.dataset.num_samples} samples to remove, in {summary.seconds:.1f} s")
+    typer.echo(f"next: vitscale-data exclude {request.dataset.index_storage.root} OUTPUT --keys {request.output}")
 
 
 def exclude(
