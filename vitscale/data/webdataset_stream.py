@@ -150,7 +150,9 @@ class _StreamReader:
         self._library = _library()
         self._storages: dict[str, Storage] = {}
         self._lost: list[LostSample] = []
-        self._samples_of_whole_shards: list[int] = []
+        self._newest_problem = ""
+        self._num_whole_shards = 0
+        self._num_whole_samples = 0
 
     def samples(self) -> Iterator[RawSample]:
         """Samples for ever, through the library's shuffle buffer. Raises `DataError` when shard after shard holds none."""
@@ -199,8 +201,8 @@ class _StreamReader:
                 empty.clear()
                 yield sample
             if len(empty) >= _MOST_EMPTY_SHARDS or len(set(empty)) == len(self._parts.urls):
-                reason = f" One of them: {self._lost[-1].reason}" if self._lost else " They are tars without a member KEY.EXTENSION."
-                raise DataError(f"data.urls: no sample was found in the last {len(empty)} shards, {url} among them.{reason}")
+                problem = self._newest_problem or "they are tars without a member KEY.EXTENSION"
+                raise DataError(f"data.urls: no sample was found in the last {len(empty)} shards, {url} among them: {problem}")
 
     def _dealt_shards(self) -> Iterator[tuple[int, str]]:
         """(number of the pass, shard) for ever; see the top of the file."""
@@ -225,7 +227,8 @@ class _StreamReader:
                 yield held
             held = _raw_sample(sample, shard=url, number=number)
         if held is not None and not problems:
-            self._samples_of_whole_shards.append(count + 1)
+            self._num_whole_shards += 1
+            self._num_whole_samples += count + 1
             yield held
         if problems:
             self._report(url, number=number, problem=problems[0], num_read=count)
@@ -240,13 +243,12 @@ class _StreamReader:
         tars = self._library.tariterators
         try:
             stream = self._open(url)
-        except DataError as error:
+            files = tars.tar_file_expander([{"url": url, "stream": stream}], handler=stop)
+            yield from tars.group_by_keys(files, handler=stop)
+            if not problems:
+                problems += _problems_at_end(stream)
+        except DataError as error:  # of the storage: what the library meets itself goes to the handler
             stop(error)
-            return
-        files = tars.tar_file_expander([{"url": url, "stream": stream}], handler=stop)
-        yield from tars.group_by_keys(files, handler=stop)
-        if not problems:
-            problems += _problems_at_end(stream)
 
     def _open(self, url: str) -> StorageStream:
         location = locate(url)
@@ -261,15 +263,15 @@ class _StreamReader:
         return stream
 
     def _report(self, url: str, *, number: int, problem: str, num_read: int) -> None:
-        whole = self._samples_of_whole_shards
-        expected = round(sum(whole) / len(whole)) if whole else 0
+        expected = round(self._num_whole_samples / max(1, self._num_whole_shards))
+        self._newest_problem = f"{url}: damaged or missing, {num_read} samples of it were read: {problem}"
         self._lost.append(
             LostSample(
                 sample_id=_sample_id(url, ""),
                 epoch=number,
                 view=number,
                 shard=url,
-                reason=f"{url}: damaged or missing, {num_read} samples of it were read: {problem}",
+                reason=self._newest_problem,
                 num_lost=max(1, expected - num_read),
             )
         )
