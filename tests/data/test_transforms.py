@@ -11,8 +11,14 @@ import torch
 from pydantic import ValidationError
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 
-from vitscale.config import DataError
-from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform, _shift, random_resized_box, read_label
+from vitscale.config import ConfigError, DataError
+from vitscale.data import turbojpeg
+from vitscale.data.augment_ops import Operation, apply_operations
+from vitscale.data.auto_augment import RandAugmentConfig
+from vitscale.data.decode import decode_image
+from vitscale.data.photometric import BlurConfig, ColorJitterConfig, SolariseConfig
+from vitscale.data.labels import ClassTarget, MultiTarget
+from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform, _shift
 from vitscale.data.types import RawSample
 from vitscale.dist.seeding import CounterRng
 
@@ -131,6 +137,110 @@ def test_without_augmentation_the_whole_image_is_squashed_to_size() -> None:
     np.testing.assert_array_equal(train(smooth(32, 32), size=32).transpose(1, 2, 0), smooth(32, 32))
 
 
+def jpeg(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+def as_first_written(data: bytes, *, size: int, rng: CounterRng, augment: AugmentConfig) -> np.ndarray:
+    """What a training image was before there were partial decoding and operations on colours: the contract for plain recipes."""
+    image_HWC = decode_image(data, num_channels=3)
+    if augment.scale is not None and augment.ratio is not None:
+        box = random_resized_box(height=image_HWC.shape[0], width=image_HWC.shape[1], scale=augment.scale, ratio=augment.ratio, rng=rng)
+        image_HWC = image_HWC[box.top : box.top + box.height, box.left : box.left + box.width]
+    if image_HWC.shape[:2] != (size, size):
+        image_1CHW = torch.from_numpy(image_HWC).permute(2, 0, 1).unsqueeze(0)
+        resized_1CHW = torch.nn.functional.interpolate(image_1CHW, size=(size, size), mode="bilinear", antialias=True)
+        image_HWC = resized_1CHW[0].permute(1, 2, 0).numpy()
+    if augment.padding is not None:
+        padded_HWC = np.pad(image_HWC, ((augment.padding,) * 2, (augment.padding,) * 2, (0, 0)))
+        top, left = rng.integer(0, 2 * augment.padding + 1), rng.integer(0, 2 * augment.padding + 1)
+        image_HWC = padded_HWC[top : top + size, left : left + size]
+    if augment.flip and rng.chance(0.5):
+        image_HWC = image_HWC[:, ::-1]
+    return image_HWC.transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("member", ["png", "jpg"])
+@pytest.mark.parametrize("settings", [{}, PHOTO, {"crop": "pad", "padding": 3}, {**PHOTO, "flip": True}, {"flip": True}])
+def test_plain_recipes_are_bit_for_bit_what_they_always_were(settings: dict[str, Any], member: str) -> None:
+    augment = AugmentConfig(**settings)
+    transform = TrainTransform(image_size=32, num_channels=3, augment=augment)
+    for draw in range(12):
+        pixels = smooth(40 + draw % 3 * 10, 63)  # less than twice the size: nothing is decoded at a smaller scale
+        data = png(pixels) if member == "png" else jpeg(pixels)
+        sample = RawSample(sample_id=0, epoch=0, view=0, key="k", shard="s", members={member: memoryview(data), "cls": memoryview(b"3")})
+        rng = CounterRng(0, draw)
+        expected = as_first_written(data, size=32, rng=CounterRng(0, draw), augment=augment)
+        np.testing.assert_array_equal(transform(sample, rng)["image"], expected)
+
+
+def test_what_is_off_draws_nothing() -> None:
+    for settings, num_draws in (({}, 0), ({"flip": True}, 1), ({"crop": "pad", "padding": 2}, 2), ({"grayscale": 0.5}, 1)):
+        rng, untouched = CounterRng(5), CounterRng(5)
+        TrainTransform(image_size=8, num_channels=3, augment=AugmentConfig(**settings))(sample_of(smooth(8, 8)), rng)
+        for _ in range(num_draws):
+            untouched.bits()
+        assert rng.bits() == untouched.bits(), settings
+
+
+def test_the_centre_is_the_largest_square() -> None:
+    pixels = smooth(60, 90)
+    expected = np.array(PIL.Image.fromarray(pixels[:, 15:75]).resize((32, 32), PIL.Image.Resampling.BILINEAR))
+    assert np.abs(train(pixels, size=32, crop="centre").transpose(1, 2, 0).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resizes_as_told(interpolation: str) -> None:
+    pixels = smooth(60, 90)
+    expected = np.array(PIL.Image.fromarray(pixels).resize((32, 32), PIL.Image.Resampling[interpolation.upper()]))
+    assert np.abs(train(pixels, size=32, interpolation=interpolation).transpose(1, 2, 0).astype(int) - expected).max() <= 2
+
+
+def test_random_interpolation_is_either_evenly() -> None:
+    pixels = smooth(60, 90)
+    either = {name: train(pixels, size=16, interpolation=name).tobytes() for name in ("bilinear", "bicubic")}
+    found = [train(pixels, size=16, draw=draw, interpolation="random").tobytes() for draw in range(120)]
+    assert set(found) == set(either.values())
+    assert 35 < found.count(either["bicubic"]) < 85
+
+
+def test_operations_follow_crop_and_flip_in_the_order_of_the_configuration() -> None:
+    augment = AugmentConfig(
+        flip=True,
+        policy=RandAugmentConfig(magnitude=9, magnitude_std=0.5),
+        color_jitter=ColorJitterConfig(brightness=0.4, hue=0.1),
+        grayscale=0.5,
+        blur=BlurConfig(probability=0.5, sigma=(0.1, 2.0)),
+        solarise=SolariseConfig(probability=0.5),
+    )
+    pixels = smooth(24, 24)
+    lengths = set()
+    for draw in range(40):
+        rng = CounterRng(0, draw)
+        flipped = pixels[:, ::-1] if rng.chance(0.5) else pixels
+        assert augment.policy is not None
+        operations = augment.policy.draw(rng, image_size=24)
+        operations += ColorJitterConfig(brightness=0.4, hue=0.1).draw(rng)
+        operations += [Operation(name="grayscale")] if rng.chance(0.5) else []
+        operations += BlurConfig(probability=0.5, sigma=(0.1, 2.0)).draw(rng)
+        operations += SolariseConfig(probability=0.5).draw(rng)
+        lengths.add(len(operations))
+        transform = TrainTransform(image_size=24, num_channels=3, augment=augment)
+        image_CHW = transform(sample_of(pixels), CounterRng(0, draw))["image"]
+        np.testing.assert_array_equal(image_CHW, apply_operations(flipped, operations).transpose(2, 0, 1))
+    assert lengths >= {3, 4, 5, 6}
+
+
+def test_a_missing_decoder_is_told_when_the_transform_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITSCALE_TURBOJPEG", "/nonexistent/libturbojpeg.so")
+    turbojpeg._library.cache_clear()
+    with pytest.raises(ConfigError, match=r"jpeg_decoder is 'turbojpeg', but no libturbojpeg .* /nonexistent/libturbojpeg.so"):
+        TrainTransform(image_size=8, num_channels=3, augment=AugmentConfig(), jpeg_decoder="turbojpeg")
+    turbojpeg._library.cache_clear()
+
+
 def test_the_draws_depend_on_the_key_alone() -> None:
     transform = TrainTransform(image_size=16, num_channels=3, augment=AugmentConfig(**PHOTO, flip=True))
     copy = pickle.loads(pickle.dumps(transform))
@@ -172,30 +282,17 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
         np.testing.assert_array_equal(evaluate(pixels, image_size=32, resize=resize), pixels.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("text", "label"), [(b"0", 0), (b"17\n", 17)])
-def test_reads_the_label(text: bytes, label: int) -> None:
-    assert read_label(sample_of(smooth(4, 4), text)) == label
-
-
-@pytest.mark.parametrize("text", [b"", b"cat", b"-1", b"1.0", "\u0663".encode(), b"1" * 5000])
-def test_refuses_a_label_that_is_no_class_index(text: bytes) -> None:
-    with pytest.raises(DataError, match=r"train-00000.tar: the label of sample 'k' is .*, not a class index"):
-        read_label(sample_of(smooth(4, 4), text))
-
-
-def test_refuses_a_label_beyond_the_classes() -> None:
-    assert read_label(sample_of(smooth(4, 4), b"9"), num_classes=10) == 9
-    with pytest.raises(DataError, match=r"train-00000.tar: the label of sample 'k' is 10, but the model has 10 classes \(0 to 9\)"):
-        read_label(sample_of(smooth(4, 4), b"10"), num_classes=10)
-    transform = TrainTransform(image_size=4, num_channels=1, augment=AugmentConfig(), num_classes=10)
-    with pytest.raises(DataError, match="the model has 10 classes"):
-        transform(sample_of(smooth(4, 4), b"10"), CounterRng(0))
-
-
-def test_refuses_a_sample_without_a_label() -> None:
-    bare = RawSample(sample_id=0, epoch=0, view=0, key="k", shard="train-00000.tar", members={"png": memoryview(b"")})
-    with pytest.raises(DataError, match=r"sample 'k' has no label: expected a member 'cls', found \['png'\]"):
-        read_label(bare)
+def test_targets_are_read_beside_the_image() -> None:
+    sample = sample_of(smooth(4, 4), b"1 3")
+    base = TrainTransform(image_size=4, num_channels=1, augment=AugmentConfig(), targets=MultiTarget(num_classes=5))
+    assert base(sample, CounterRng(0))["labels"].tolist() == [0, 1, 0, 1, 0]
+    assert replace(base, targets=None)(sample, CounterRng(0)).keys() == {"image"}
+    with pytest.raises(DataError, match="the model has 3 classes"):
+        replace(base, targets=ClassTarget(num_classes=3))(sample_of(smooth(4, 4), b"3"), CounterRng(0))
+    evaluation = EvalTransform(image_size=4, num_channels=1)
+    assert evaluation(sample_of(smooth(4, 4), b"7"), CounterRng(0))["label"] == 7
+    with pytest.raises(DataError, match="gives several classes to an image"):
+        evaluation(sample, CounterRng(0))
 
 
 @pytest.mark.parametrize(
@@ -208,6 +305,8 @@ def test_refuses_a_sample_without_a_label() -> None:
         ({"crop": "pad", "padding": 2, "scale": (0.1, 1.0)}, "scale has no effect with crop 'pad'"),
         ({**PHOTO, "scale": (0.5, 0.1)}, "scale must be two rising shares"),
         ({**PHOTO, "scale": (0.5, 1.1)}, "scale must be two rising shares"),
+        ({"crop": "centre", "padding": 2}, "padding has no effect with crop 'centre'"),
+        ({"grayscale": 1.5}, "less than or equal to 1"),
         ({**PHOTO, "ratio": (0.0, 1.0)}, "ratio must be two rising positive numbers"),
     ],
 )
@@ -216,6 +315,19 @@ def test_an_ignored_missing_or_senseless_setting_is_an_error(settings: dict[str,
         AugmentConfig(**settings)
 
 
-def test_a_dumped_configuration_reads_back() -> None:
-    config = AugmentConfig(**PHOTO, flip=True)
+@pytest.mark.parametrize(
+    "policy", [{"kind": "rand_augment", "magnitude": 9.0}, {"kind": "trivial_augment_wide"}, {"kind": "three_augment"}]
+)
+def test_a_dumped_configuration_reads_back(policy: dict[str, Any]) -> None:
+    config = AugmentConfig(
+        **PHOTO,
+        flip=True,
+        interpolation="random",
+        policy=policy,
+        color_jitter={"brightness": 0.3},
+        blur={"probability": 0.1, "sigma": (0.1, 2.0)},
+        solarise={"probability": 0.2},
+    )
+    assert config.policy is not None
+    assert config.policy.kind == policy["kind"]
     assert AugmentConfig.model_validate_json(config.model_dump_json()) == config
