@@ -54,6 +54,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("vitscale/train/observers.py",),
     "torch.utils.tensorboard": ("vitscale/train/observers.py",),
     "yaml": ("vitscale/config/",),
+    "obstore": ("vitscale/data/object_store.py",),
     "matplotlib": ("launch/",),
     # Whoever reads a pickle runs its author's code: nobody does.
     "pickle": (),
