@@ -67,7 +67,8 @@ def find_files(root: Path, *, origins: tuple[str, ...], locations: tuple[str, ..
 
 def suffix(path: str) -> str:
     """The lower-cased suffix of a path, with its dot."""
-    return os.path.splitext(path)[1].lower()
+    stem, _, end = path.rpartition("/")[2].rpartition(".")
+    return f".{end.lower()}" if stem else ""
 
 
 def _locations(images: FileImages) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.data_tools.images import write_image_folder
 from vitscale.data.dataset import open_dataset
 from vitscale_data_tools.cli import app
 from vitscale_data_tools.fetch import SAMPLE_FOLDER
@@ -97,6 +98,29 @@ def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path: Path, workers: int) 
     assert result.stderr.startswith(f"error: {tmp_path}/out: cannot be written: File too large. Nothing was left there.")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_shards_outlast_a_full_disk(tmp_path: Path) -> None:
+    """The next attempt, with room, goes on from them."""
+    write_image_folder(tmp_path / "in")
+    command = [sys.executable, "-m", "vitscale_data_tools", "pack", "image-folder", str(tmp_path / "in"), str(tmp_path / "out")]
+    command += ["--samples-per-shard", "1", "--order", "source", "--workers", "1"]
+    full = subprocess.run(
+        command,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )
+    assert full.returncode == 10, full.stderr
+    assert f"File too large. The shards that were whole are kept in {tmp_path}/out.partial, and the same command goes on" in full.stderr
+    assert full.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    finished = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert ", 2 shards kept from an interrupted pack" in finished.stdout
+    assert open_dataset(tmp_path / "out").num_samples == 6
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -52,4 +52,4 @@ def test_a_name_of_no_encoding_has_an_identity(tmp_path: Path) -> None:
 
 
 def test_suffixes() -> None:
-    assert [suffix(path) for path in ("a/b.JPG", "a.b/c", "x.tar.gz")] == [".jpg", "", ".gz"]
+    assert [suffix(path) for path in ("a/b.JPG", "a.b/c", "x.tar.gz", "a/.hidden", "plain")] == [".jpg", "", ".gz", "", ""]
