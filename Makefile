@@ -23,7 +23,8 @@ venv: $(VENV)/dev.stamp  ## create .venv and install vitscale into it, with what
 
 test: $(VENV)/dev.stamp  ## run every test that needs no GPU: the default tier, several processes, Ray
 	$(PYTEST) $(PARALLEL)
-	$(PYTEST) -m dist
+	# By file, so that the tests which share a launch share a process; two at a time, because each starts processes of its own.
+	$(PYTEST) -m dist -n 2 --dist loadfile
 	$(PYTEST) -m ray
 
 check: $(VENV)/dev.stamp  ## lint, formatting, types, architecture
