@@ -2,6 +2,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from vitscale.config import ConfigError, DataError
 from vitscale.data import turbojpeg
 from vitscale.data.augment_ops import Operation, apply_operations
 from vitscale.data.auto_augment import RandAugmentConfig
+from vitscale.data.crops import random_resized_box
 from vitscale.data.decode import decode_image
-from vitscale.data.photometric import BlurConfig, ColorJitterConfig, SolariseConfig
 from vitscale.data.labels import ClassTarget, MultiTarget
+from vitscale.data.photometric import BlurConfig, ColorJitterConfig, SolariseConfig
 from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform, _shift
 from vitscale.data.types import RawSample
 from vitscale.dist.seeding import CounterRng

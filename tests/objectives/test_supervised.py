@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vitscale.config import ConfigError, decode
+from vitscale.data.labels import ClassTarget, MultiTarget
 from vitscale.data.transforms import TrainTransform
 from vitscale.data.types import InputSpec
 from vitscale.dist.seeding import CounterRng
@@ -14,6 +15,7 @@ from vitscale.nn.init import materialise
 from vitscale.objectives import ObjectiveConfig, Supervised, SupervisedConfig
 from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, WithEraseDraws
 from vitscale.objectives.mixing import MIX_KEY, WithMixDraws, own_label_shares, soft_targets
+from vitscale.objectives.supervised import is_right
 
 MODEL = ViTConfig(variant="mu/8", image_size=16, num_channels=1)
 NUM_CLASSES = 5
@@ -78,6 +80,66 @@ def test_mixed_loss_is_the_weighted_loss_of_both_labels(settings: dict) -> None:
     torch.testing.assert_close(output.loss, expected)
     dominant = soft_targets(samples["label"], share_B, num_classes=NUM_CLASSES).argmax(1)
     torch.testing.assert_close(output.metrics["train_top1"], (logits.argmax(1) == dominant).float().mean())
+
+
+def several_labels(count: int = 8) -> dict[str, torch.Tensor]:
+    """A batch whose samples have 0, 1, 2, ... labels."""
+    samples = batch(count)
+    del samples["label"]
+    hot = torch.arange(NUM_CLASSES).unsqueeze(0) < (torch.arange(count) % 4).unsqueeze(1)
+    return {**samples, "labels": hot.to(torch.uint8)}
+
+
+def test_the_loss_of_several_labels_is_torchs_binary_cross_entropy() -> None:
+    objective, samples = with_random_head(built(loss="sigmoid", labels={"kind": "multi"})), several_labels()
+    assert objective.batch_keys == {"image", "labels"}
+    output = objective(samples, 0)
+    logits = objective.predict(samples)
+    expected = F.binary_cross_entropy(logits.double().sigmoid(), samples["labels"].double()) * NUM_CLASSES
+    torch.testing.assert_close(output.loss.double(), expected, rtol=1e-6, atol=0)
+    right = [bool(labels[guess]) for labels, guess in zip(samples["labels"], logits.argmax(1), strict=True)]
+    assert output.metrics["train_top1"].item() == sum(right) / len(right)
+
+
+def test_one_label_as_several_is_the_same_loss() -> None:
+    samples = batch()
+    several = {"image": samples["image"], "labels": F.one_hot(samples["label"], NUM_CLASSES).to(torch.uint8), MIX_KEY: samples[MIX_KEY]}
+    for settings in ({}, {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}):
+        one = with_random_head(built(loss="sigmoid", **settings))
+        any_number = with_random_head(built(loss="sigmoid", labels={"kind": "multi"}, **settings))
+        torch.testing.assert_close(any_number(several, 0).loss, one(samples, 0).loss)
+        assert any_number(several, 0).metrics["train_top1"] == one(samples, 0).metrics["train_top1"]
+
+
+def test_mixed_loss_of_several_labels_is_the_weighted_loss_of_both() -> None:
+    objective = with_random_head(built(loss="sigmoid", labels={"kind": "multi"}, mixup_alpha=0.8, cutmix_alpha=1.0))
+    samples, seen = several_labels(), []
+    objective.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    loss = objective(samples, 0).loss
+    logits = objective.head(objective.backbone(seen[0]).pooled_BD)
+    share_B = own_label_shares(samples[MIX_KEY], height=16, width=16)
+    own_BK = samples["labels"].float()
+    other_BK = own_BK.view(-1, 2, NUM_CLASSES).flip(1).flatten(0, 1)
+    own_B, other_B = (F.binary_cross_entropy_with_logits(logits, hot, reduction="none").sum(1) for hot in (own_BK, other_BK))
+    torch.testing.assert_close(loss, (share_B * own_B + (1 - share_B) * other_B).mean())
+
+
+def test_a_sample_without_labels_is_never_right() -> None:
+    assert is_right(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([[0, 0], [1, 1]])).tolist() == [False, True]
+    assert is_right(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([[0.6, 0.4], [0.5, 0.5]])).tolist() == [False, True]
+
+
+def test_several_labels_need_the_sigmoid_loss() -> None:
+    with pytest.raises(ConfigError, match=r"labels: kind multi needs the sigmoid loss"):
+        decode(ObjectiveConfig, values={"num_classes": 5, "labels": {"kind": "multi"}}, source="test.yaml")
+
+
+def test_labels_of_foreign_sets_are_read_where_the_configuration_says() -> None:
+    inputs = InputSpec(image_size=16, num_channels=1)
+    config = SupervisedConfig.model_validate({"num_classes": 5, "labels": {"kind": "class", "member": "json", "field": "label"}})
+    assert config.sample_transform(inputs).targets == ClassTarget(member="json", field="label", num_classes=5)
+    several = SupervisedConfig.model_validate({"num_classes": 5, "loss": "sigmoid", "labels": {"kind": "multi"}})
+    assert several.sample_transform(inputs).targets == MultiTarget(num_classes=5)
 
 
 def test_mixed_gradient_of_a_batch_is_the_mean_over_its_halves() -> None:
@@ -167,7 +229,7 @@ def test_declares_the_keys_it_reads() -> None:
 def test_mixing_needs_even_micro_batches_and_wraps_the_transform() -> None:
     plain, mixed = SupervisedConfig(num_classes=2), SupervisedConfig(num_classes=2, mixup_alpha=0.2)
     assert (plain.micro_batch_multiple, mixed.micro_batch_multiple) == (1, 2)
-    inner = TrainTransform(image_size=16, num_channels=1, augment=plain.augment, num_classes=2)
+    inner = TrainTransform(image_size=16, num_channels=1, augment=plain.augment, targets=ClassTarget(num_classes=2))
     inputs = InputSpec(image_size=16, num_channels=1)
     assert plain.sample_transform(inputs) == inner
     assert mixed.sample_transform(inputs) == WithMixDraws(transform=inner, mixing=mixed.mixing, image_size=16)
@@ -177,7 +239,7 @@ def test_erasing_wraps_the_transform_inside_mixing() -> None:
     erasing = ErasingConfig(probability=0.5)
     config = SupervisedConfig(num_classes=2, erasing=erasing, mixup_alpha=0.2)
     inputs = InputSpec(image_size=16, num_channels=1)
-    inner = TrainTransform(image_size=16, num_channels=1, augment=config.augment, num_classes=2)
+    inner = TrainTransform(image_size=16, num_channels=1, augment=config.augment, targets=ClassTarget(num_classes=2))
     erased = WithEraseDraws(transform=inner, erasing=erasing, image_size=16)
     assert config.sample_transform(inputs) == WithMixDraws(transform=erased, mixing=config.mixing, image_size=16)
     assert built(erasing=erasing).batch_keys == {"image", "label", ERASE_KEY}

@@ -28,3 +28,5 @@ def test_captions_are_class_names_where_there_are_any() -> None:
     assert captions(batch, count=2, classes=("cat", "dog")) == ["dog", "cat"]
     assert captions(batch, count=3, classes=None) == ["1", "0", "1"]
     assert captions({"sample_id": torch.tensor([5])}, count=3, classes=None) == [""]
+    several = {"sample_id": torch.tensor([5, 6, 7]), "labels": torch.tensor([[1, 1], [0, 1], [0, 0]], dtype=torch.uint8)}
+    assert captions(several, count=3, classes=("cat", "dog")) == ["cat, dog", "dog", ""]

@@ -84,6 +84,10 @@ class ClassTarget:
         return {"label": _checked(label, sample=sample, num_classes=self.num_classes)}
 
 
+ANY_CLASS = ClassTarget()
+"""The index in member `cls`, however large."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MultiTarget:
     """`labels`: uint8 (num_classes,), 1 for each class of a sample."""

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 
-from vitscale.config import Config, DataError
+from vitscale.config import Config
 from vitscale.data.augment_ops import Operation, apply_operations
 from vitscale.data.auto_augment import PolicyConfig
 from vitscale.data.crops import Box, centred_square, random_resized_box, whole
 from vitscale.data.decode import decode_crop_member, decode_image_member
+from vitscale.data.labels import ANY_CLASS, TargetReader
 from vitscale.data.photometric import BlurConfig, ColorJitterConfig, SolariseConfig
 from vitscale.data.turbojpeg import require_turbojpeg
 from vitscale.data.types import JpegDecoder, RawSample, SampleFields
@@ -25,9 +26,6 @@ from vitscale.dist.seeding import CounterRng
 # Shape suffixes: H height, W width, C channels.
 Image = npt.NDArray[np.uint8]
 Interpolation = Literal["bilinear", "bicubic"]
-
-LABEL_MEMBER = "cls"
-_LONGEST_LABEL = 18  # digits that surely fit int64
 
 
 class AugmentConfig(Config):
@@ -99,7 +97,7 @@ class AugmentConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Decode, crop, resize to `image_size`, flip, augment: `image` uint8 (C, H, W) and `label` int.
+    """Decode, crop, resize to `image_size`, flip, augment: `image` uint8 (C, H, W), and what `targets` reads, by default `label`.
 
     A crop with at least 2, 4 or 8 times `image_size` pixels on both sides is decoded at 1/2, 1/4 or 1/8 where it comes from a
     JPEG, its edges rounded to the pixels there, whichever decoder is used.
@@ -108,8 +106,8 @@ class TrainTransform:
     image_size: int
     num_channels: int
     augment: AugmentConfig
-    num_classes: int | None = None
-    """Labels must be below it; None takes any."""
+    targets: TargetReader | None = ANY_CLASS
+    """None: images alone, for learning without labels."""
     jpeg_decoder: JpegDecoder = "simplejpeg"
 
     def __post_init__(self) -> None:
@@ -118,14 +116,14 @@ class TrainTransform:
             require_turbojpeg()
 
     def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:
-        """Raises `UnreadableSampleError` for an image that cannot be decoded, `DataError` for a label that cannot be used; both
+        """Raises `UnreadableSampleError` for an image that cannot be decoded, `DataError` for a target that cannot be used; both
         name shard and key."""
         image_HWC = self._crop(sample, rng)
         if self.augment.flip and rng.chance(0.5):
             image_HWC = image_HWC[:, ::-1]
         image_HWC = apply_operations(image_HWC, self.augment.draw_operations(rng, image_size=self.image_size))
-        label = read_label(sample, num_classes=self.num_classes)
-        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), "label": label}
+        targets = {} if self.targets is None else self.targets(sample)
+        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), **targets}
 
     def _crop(self, sample: RawSample, rng: CounterRng) -> Image:
         size, augment = self.image_size, self.augment
@@ -145,7 +143,7 @@ class TrainTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """Decode, resize, centre crop of `image_size`: `image` uint8 (C, H, W) and `label` int.
+    """Decode, resize, centre crop of `image_size`: `image` uint8 (C, H, W), and what `targets` reads, by default `label`.
 
     The image is first resized to `floor(image_size / crop_fraction)`: both sides of it (`squash`, which changes the
     aspect ratio and loses nothing at crop_fraction 1) or its shorter side (`shorter_side`). Sizes are rounded as in timm
@@ -157,6 +155,7 @@ class EvalTransform:
     resize: Literal["squash", "shorter_side"] = "squash"
     crop_fraction: float = 1.0
     interpolation: Interpolation = "bilinear"
+    targets: TargetReader = ANY_CLASS
 
     def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:  # noqa: ARG002  (nothing is random here)
         """Raises `DataError` naming shard and key for an image or label that cannot be read."""
@@ -165,7 +164,7 @@ class EvalTransform:
         image_HWC = resize(image_HWC, height=height, width=width, interpolation=self.interpolation)
         top, left = round((height - self.image_size) / 2), round((width - self.image_size) / 2)
         image_HWC = image_HWC[top : top + self.image_size, left : left + self.image_size]
-        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), "label": read_label(sample)}
+        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), **self.targets(sample)}
 
     def _resized_size(self, *, height: int, width: int) -> tuple[int, int]:
         target = math.floor(self.image_size / self.crop_fraction)
@@ -173,31 +172,6 @@ class EvalTransform:
             return target, target
         shorter = min(height, width)
         return target * height // shorter, target * width // shorter
-
-
-def read_label(sample: RawSample, *, num_classes: int | None = None) -> int:
-    """The class index in the sample's text member `cls`. Raises `DataError` when it is missing, not a number, or not
-    below `num_classes`."""
-    member = sample.members.get(LABEL_MEMBER)
-    if member is None:
-        raise DataError(
-            f"{sample.shard}: sample {sample.key!r} has no label: expected a member {LABEL_MEMBER!r}, found {sorted(sample.members)}."
-            " Pack the data set again with labels."
-        )
-    text = bytes(member)
-    if not text.strip().isdigit() or len(text) > _LONGEST_LABEL:
-        raise DataError(
-            f"{sample.shard}: the label of sample {sample.key!r} is {text[:40]!r}, not a class index (0, 1, 2, ...)."
-            " Pack the data set again with class indices."
-        )
-    label = int(text)
-    # Checked here: on a GPU the loss would end the process with an assertion of the device that names no sample.
-    if num_classes is not None and label >= num_classes:
-        raise DataError(
-            f"{sample.shard}: the label of sample {sample.key!r} is {label}, but the model has {num_classes} classes (0 to"
-            f" {num_classes - 1}). Pack the data set again with labels below that, or set objective.num_classes to {label + 1} or more."
-        )
-    return label
 
 
 def resize(image_HWC: Image, *, height: int, width: int, interpolation: Interpolation = "bilinear") -> Image:

@@ -83,6 +83,15 @@ def own_label_shares(mix_B5: Tensor, *, height: int, width: int) -> Tensor:
     return _pair_draws(mix_B5[:, 0] * (1 - area_B / (height * width)))
 
 
+def mix_targets(target: Tensor, own_share_B: Tensor, *, num_classes: int) -> Tensor:
+    """fp32 (B, K): the own labels by their share, those of the other sample of the pair by the rest. `target` is a label (B,)
+    or 1 for each label and 0 elsewhere (B, K)."""
+    if target.ndim == 1:
+        return soft_targets(target, own_share_B, num_classes=num_classes)
+    target_BK, own_share_B1 = target.float(), own_share_B.unsqueeze(1)
+    return own_share_B1 * target_BK + (1 - own_share_B1) * swap_pairs(target_BK)
+
+
 def soft_targets(label_B: Tensor, own_share_B: Tensor, *, num_classes: int) -> Tensor:
     """fp32 (B, K): the own label by its share, the other label of the pair by the rest."""
     targets_BK = torch.zeros(label_B.shape[0], num_classes, device=label_B.device)

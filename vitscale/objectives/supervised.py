@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from vitscale.config import Config
+from vitscale.data.labels import ClassLabels, LabelsConfig
 from vitscale.data.transforms import AugmentConfig, TrainTransform
 from vitscale.data.types import Batch, InputSpec, SampleTransform
 from vitscale.models import Backbone, ViTShape
@@ -18,19 +19,21 @@ from vitscale.models.flops import step_flops
 from vitscale.nn.head import ClassificationHead
 from vitscale.objectives.base import Objective, StepOutput
 from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, WithEraseDraws, erase_images
-from vitscale.objectives.mixing import MIX_KEY, Mixing, WithMixDraws, mix_images, own_label_shares, soft_targets
+from vitscale.objectives.mixing import MIX_KEY, Mixing, WithMixDraws, mix_images, mix_targets, own_label_shares
 
 Loss = Literal["softmax", "sigmoid"]
 
 
 class SupervisedConfig(Config):
-    """Classification with one label per image."""
+    """Classification with one label per image, or any number of them."""
 
     kind: Literal["supervised"] = "supervised"
     num_classes: int = Field(ge=1)
     """Outputs of the head; the data set has at most as many classes."""
     loss: Loss = "softmax"
     """softmax: cross-entropy. sigmoid: one binary cross-entropy per class, summed over the classes (the JFT recipe)."""
+    labels: LabelsConfig = ClassLabels()
+    """Where the labels are, and whether an image has one (class) or any number of them (multi, for the sigmoid loss only)."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the target that is spread evenly over all classes; for softmax only."""
     mixup_alpha: float = Field(default=0.0, ge=0.0)
@@ -49,6 +52,13 @@ class SupervisedConfig(Config):
     """Random crop, flip and changes of colour and geometry."""
     erasing: ErasingConfig | None = None
     """Random erasing; null is off."""
+
+    @field_validator("labels")
+    @classmethod
+    def _several_labels_are_for_sigmoid(cls, value: LabelsConfig, info: ValidationInfo) -> LabelsConfig:
+        if value.kind == "multi" and info.data.get("loss") == "softmax":
+            raise ValueError("kind multi needs the sigmoid loss: softmax gives each image one class; set objective.loss to sigmoid")
+        return value
 
     @field_validator("label_smoothing")
     @classmethod
@@ -91,7 +101,7 @@ class SupervisedConfig(Config):
             image_size=inputs.image_size,
             num_channels=inputs.num_channels,
             augment=self.augment,
-            num_classes=self.num_classes,
+            targets=self.labels.reader(num_classes=self.num_classes),
             jpeg_decoder=inputs.jpeg_decoder,
         )
         if self.erasing is not None:
@@ -106,15 +116,16 @@ class SupervisedConfig(Config):
 
 
 class Supervised(Objective):
-    """Cross-entropy of a linear head. Metric `train_top1`: share of samples whose largest logit is the label, or where
-    samples are mixed the label with the larger share."""
+    """Cross-entropy of a linear head. Metric `train_top1`: share of samples whose largest logit is the label, one of several
+    labels, or where samples are mixed a label with the largest share."""
 
     backbone: Backbone
 
     def __init__(self, backbone: Backbone, *, config: SupervisedConfig) -> None:
         super().__init__()
         drawn_keys = ({ERASE_KEY} if config.erasing is not None else set()) | ({MIX_KEY} if config.mixing.is_on else set())
-        self.batch_keys = frozenset({"image", "label"} | drawn_keys)
+        self.label_key = "labels" if config.labels.kind == "multi" else "label"
+        self.batch_keys = frozenset({"image", self.label_key} | drawn_keys)
         self.num_classes = config.num_classes
         self.loss = config.loss
         self.label_smoothing = config.label_smoothing
@@ -130,17 +141,17 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch, step: int) -> StepOutput:  # noqa: ARG002  (the same at every step)
         """Loss in fp32. Raises `ValueError` for an odd number of samples where they are mixed."""
-        image_BCHW, label_B = self.backbone.normalise(batch["image"]), batch["label"]
+        image_BCHW, target = self.backbone.normalise(batch["image"]), batch[self.label_key]
         if self.erase_fill is not None:
             image_BCHW = erase_images(image_BCHW, batch[ERASE_KEY], fill=self.erase_fill)
         if not self.is_mixing:
             logits_BK = self._logits(image_BCHW)
-            return self._output(logits_BK, target=label_B, dominant_B=label_B)
+            return self._output(logits_BK, target=target)
         height, width = image_BCHW.shape[2:]
         own_share_B = own_label_shares(batch[MIX_KEY], height=height, width=width)
-        target_BK = soft_targets(label_B, own_share_B, num_classes=self.num_classes)
+        target_BK = mix_targets(target, own_share_B, num_classes=self.num_classes)
         logits_BK = self._logits(mix_images(image_BCHW, batch[MIX_KEY]))
-        return self._output(logits_BK, target=target_BK, dominant_B=target_BK.argmax(dim=1))
+        return self._output(logits_BK, target=target_BK)
 
     def predict(self, batch: Batch) -> Tensor:
         """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W)."""
@@ -150,8 +161,8 @@ class Supervised(Objective):
         logits_BK: Tensor = self.head(self.backbone(image_BCHW).pooled_BD)
         return logits_BK.float()
 
-    def _output(self, logits_BK: Tensor, *, target: Tensor, dominant_B: Tensor) -> StepOutput:
-        top1 = (logits_BK.detach().argmax(dim=1) == dominant_B).float().mean()
+    def _output(self, logits_BK: Tensor, *, target: Tensor) -> StepOutput:
+        top1 = is_right(logits_BK.detach(), target).float().mean()
         return StepOutput(loss=self._cross_entropy(logits_BK, target), metrics={"train_top1": top1})
 
     def _cross_entropy(self, logits_BK: Tensor, target: Tensor) -> Tensor:
@@ -161,3 +172,13 @@ class Supervised(Objective):
         target_BK = target if target.ndim == 2 else F.one_hot(target, self.num_classes)
         sum_over_all = F.binary_cross_entropy_with_logits(logits_BK, target_BK.to(torch.float32), reduction="sum")
         return sum_over_all / logits_BK.shape[0]
+
+
+def is_right(logits_BK: Tensor, target: Tensor) -> Tensor:
+    """Boolean (B,): whether the largest logit is the label (B,), or one with the largest share of the target (B, K); a sample
+    without labels is never right."""
+    guess_B = logits_BK.argmax(dim=1)
+    if target.ndim == 1:
+        return guess_B == target
+    share_B = target.gather(1, guess_B.unsqueeze(1)).squeeze(1)
+    return (share_B > 0) & (share_B == target.amax(dim=1))

@@ -30,11 +30,15 @@ def picture_grid(images: Tensor, *, captions: Sequence[str]) -> Image.Image:
 
 
 def captions(batch: Batch, *, count: int, classes: Sequence[str] | None) -> list[str]:
-    """The class name, or the number where it has no name, of the first `count` samples; empty without labels."""
-    ids = batch["sample_id"][:count].tolist()
-    labels = batch["label"][:count].tolist() if "label" in batch else [None] * len(ids)
+    """The class name, or the number where it has no name, of the first `count` samples; several with commas; empty without labels."""
     names = dict(enumerate(classes or ()))
-    return ["" if label is None else names.get(label, str(label)) for label in labels]
+    if "labels" in batch:
+        labels = [hot.nonzero().flatten().tolist() for hot in batch["labels"][:count]]
+    elif "label" in batch:
+        labels = [[label] for label in batch["label"][:count].tolist()]
+    else:
+        labels = [[] for _ in batch["sample_id"][:count]]
+    return [", ".join(names.get(label, str(label)) for label in of_sample) for of_sample in labels]
 
 
 def _tile(image: Tensor, caption: str) -> Image.Image:
