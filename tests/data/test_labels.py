@@ -45,7 +45,7 @@ def test_refuses_a_class_beyond_those_of_the_model() -> None:
 
 
 def test_refuses_a_sample_without_the_member() -> None:
-    with pytest.raises(DataError, match=r"sample 'k' has no label: expected a member 'cls', found \['png'\].*objective\.labels"):
+    with pytest.raises(DataError, match=r"sample 'k' has no label: expected a member 'cls', found \['png'\].*`labels` of objective"):
         ClassTarget()(sample_of(png=b""))
 
 
@@ -66,7 +66,7 @@ def test_reads_the_class_of_foreign_sets() -> None:
     [
         (b"{", "member 'json' of sample 'k' is not JSON"),
         (b"[1]", "has no field 'label', it has list"),
-        (b'{"class": 1}', r"has no field 'label', it has \['class'\]. Name another in objective.labels.field"),
+        (b'{"class": 1}', r"has no field 'label', it has \['class'\]. Name another in `labels.field`"),
         (b"\xff", "member 'json' of sample 'k' is not text in UTF-8"),
     ],
 )

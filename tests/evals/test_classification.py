@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -146,6 +147,24 @@ def test_a_model_with_too_few_outputs_is_refused(dataset: Dataset) -> None:
         _evaluation(dataset).run(lambda batch: _predict(batch)[:, :4])
 
 
+@pytest.mark.parametrize("label", [b"1 2", b""])
+def test_a_data_set_with_several_labels_is_refused_when_it_is_opened(tmp_path: Path, label: bytes) -> None:
+    picture = png_bytes(np.zeros((8, 8), np.uint8))
+    dataset = pack(tmp_path, [{"cls": text, "png": picture} for text in (b"1", b"7", label)], samples_per_shard=3)
+    with pytest.raises(DataError, match=r"train-00000\.tar: .* accuracy can be measured only on a set with one class per image") as caught:
+        _evaluation(dataset)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_of_a_foreign_set_are_read_from_its_json(tmp_path: Path) -> None:
+    picture = png_bytes(np.zeros((8, 8), np.uint8))
+    dataset = pack(tmp_path, [{"json": json.dumps({"y": i % 3}).encode(), "png": picture} for i in range(9)], samples_per_shard=9)
+    config = ClassificationConfig.model_validate({"path": str(tmp_path), "labels": {"member": "json", "field": "y"}})
+    evaluation = ClassificationEval(config, dataset=dataset, model=MODEL, ranks=Ranks(rank=0, world_size=1))
+    values = evaluation.run(lambda batch: torch.eye(NUM_CLASSES)[torch.ones(len(batch["image"]), dtype=torch.int64)])
+    assert values["top1"] == pytest.approx(1 / 3)
+
+
 def test_a_data_set_without_classes_is_refused(dataset: Dataset) -> None:
     unlabelled = dataclasses.replace(dataset, manifest=dataset.manifest.model_copy(update={"classes": None}))
     with pytest.raises(DataError, match="has no classes"):
@@ -153,7 +172,6 @@ def test_a_data_set_without_classes_is_refused(dataset: Dataset) -> None:
 
 
 def test_labels_beyond_the_manifests_classes_are_refused(tmp_path: Path) -> None:
-    import numpy as np
 
     samples = [{"cls": label.encode(), "png": png_bytes(np.zeros((8, 8), dtype=np.uint8))} for label in ("3", "10")]
     with pytest.raises(DataError, match="1 samples have a label beyond the 10 classes"):

@@ -47,8 +47,8 @@ class ClassLabels(_LabelMember):
 
     kind: Literal["class"] = "class"
 
-    def reader(self, *, num_classes: int) -> TargetReader:
-        """Makes `label`, the class index."""
+    def reader(self, *, num_classes: int | None = None) -> TargetReader:
+        """Makes `label`, the class index; below `num_classes` where that is given."""
         return ClassTarget(member=self.member, field=self.field, num_classes=num_classes)
 
 
@@ -104,7 +104,7 @@ class MultiTarget:
             raise DataError(
                 f"{sample.shard}: the labels of sample {sample.key!r} are {_shown(value)}, not class indices separated by spaces"
                 " (empty for none), or in JSON a list of them. Pack the data set again, or name the member that holds them in"
-                " objective.labels."
+                " `labels` of the objective."
             )
         hot = np.zeros(self.num_classes, np.uint8)
         hot[[_checked(label, sample=sample, num_classes=self.num_classes) for label in labels if label is not None]] = 1
@@ -118,7 +118,7 @@ def read_caption(sample: RawSample) -> str:
 
 def _value(sample: RawSample, *, member: str, field: str | None) -> Any:
     """The text of a member, or what a field of its JSON holds."""
-    remedy = "Pack the data set again with labels, or name the member that holds them in objective.labels."
+    remedy = "Pack the data set again with labels, or name the member that holds them in `labels` of objective or evaluation."
     text = _text(sample, member=member, what="label", remedy=remedy)
     if field is None:
         return text
@@ -132,7 +132,7 @@ def _value(sample: RawSample, *, member: str, field: str | None) -> Any:
         found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
         raise DataError(
             f"{sample.shard}: member {member!r} of sample {sample.key!r} has no field {field!r}, it has {str(found)[:200]}. Name another"
-            " in objective.labels.field."
+            " in `labels.field` of objective or evaluation."
         )
     return values[field]
 
@@ -155,7 +155,7 @@ def _remedy(value: Any) -> str:
     """What to do about a value that is not one class."""
     listed = value.split() if isinstance(value, str) else value
     if not isinstance(listed, list) or (len(listed) == 1) or any(_number(part) is None for part in listed):
-        return "Pack the data set again with class indices, or name the member that holds them in objective.labels."
+        return "Pack the data set again with class indices, or name the member that holds them in `labels` of objective or evaluation."
     return (
         "This data set gives several classes to an image, or none: it can be trained on with objective.labels.kind multi and the"
         " sigmoid loss; accuracy can be measured only on a set with one class per image."

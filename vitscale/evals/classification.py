@@ -11,7 +11,9 @@ from torch import Tensor
 
 from vitscale.config import OPERATIONAL, Config, ConfigError, DataError
 from vitscale.data.dataset import Dataset
+from vitscale.data.labels import ClassLabels
 from vitscale.data.loader import Share, eval_loader
+from vitscale.data.reader import SampleReader
 from vitscale.data.transforms import EvalTransform, Interpolation
 from vitscale.data.types import Batch
 from vitscale.dist.collectives import all_reduce_sum
@@ -19,6 +21,7 @@ from vitscale.dist.ranks import Ranks
 from vitscale.models import ModelConfig
 
 _PREFETCH_BATCHES = 2
+_PROBED_SAMPLES = 64
 
 
 class ClassificationConfig(Config):
@@ -35,6 +38,8 @@ class ClassificationConfig(Config):
     """Samples per rank and forward pass."""
     num_workers: int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
     """Loader processes per rank; 0 decodes in the evaluating process."""
+    labels: ClassLabels = Field(default=ClassLabels(), json_schema_extra=OPERATIONAL)
+    """Where the labels are; one class per image."""
     resize: Literal["squash", "shorter_side"] = Field(default="squash", json_schema_extra=OPERATIONAL)
     """squash: both sides are resized, the aspect ratio may change. shorter_side: it is kept, and what sticks out is cut off."""
     crop_fraction: float = Field(default=1.0, gt=0, le=1, json_schema_extra=OPERATIONAL)
@@ -46,7 +51,7 @@ class ClassificationConfig(Config):
 class ClassificationEval:
     """One evaluation of models of one kind on an opened data set, ready to run as often as wanted.
 
-    Raises `DataError` when the data set has no classes.
+    Raises `DataError` when the data set has no classes, or several for one image.
     """
 
     def __init__(
@@ -65,7 +70,11 @@ class ClassificationEval:
             resize=config.resize,
             crop_fraction=config.crop_fraction,
             interpolation=config.interpolation,
+            targets=config.labels.reader(),
         )
+        # Now and not when the first evaluation is due, which may be after a day of training.
+        for sample in SampleReader(dataset).read(0, min(_PROBED_SAMPLES, dataset.num_samples)):
+            self._transform.targets(sample)
 
     def run(self, predict: Callable[[Batch], Tensor]) -> dict[str, float]:
         """Accuracy over the whole data set: `top1`, `top5` (shares) and `num_samples`. All ranks must call this.
