@@ -9,6 +9,7 @@ from vitscale.data.order import Order, Window
 from vitscale.data.replacement import Row, RowMaker
 from vitscale.data.types import LostSample, RawSample, SampleFields, UnreadableSampleError
 from vitscale.dist.seeding import CounterRng
+from vitscale.train.losses import by_name, replacements
 
 ORDER = Order(num_samples=96, seed=3, lanes=4, block=6, window=2)
 SEED = 11
@@ -167,6 +168,23 @@ def test_a_replay_replaces_again_though_all_can_be_read_by_now() -> None:
     assert [(row.sample.sample_id, row.fields) for row in again] == [(row.sample.sample_id, row.fields) for row in found]
     assert lost_of(again) == lost_of(found)
     assert all("replaced again" in row.lost.reason for row in again if row.lost is not None)
+
+
+def test_a_view_that_cannot_be_decoded_is_replaced_alone_also_in_a_replay() -> None:
+    order, shelf = replace(ORDER, repeats=3), Shelf()
+
+    def transform(sample: RawSample, rng: CounterRng) -> SampleFields:
+        if (sample.sample_id, sample.view) == (40, 1):  # cut short in the part that this view's crop shows
+            raise UnreadableSampleError("cannot be decoded")
+        return shelf_transform(sample, rng)
+
+    shelf_transform, shelf.transform = shelf.transform, transform  # type: ignore[method-assign]
+    found = rows(shelf, range(0, 19), order=order)
+    lost = [row.lost for row in found if row.lost is not None]
+    assert [(sample.sample_id, sample.view, sample.one_view) for sample in lost] == [(40, 1, True)]
+    assert rows(shelf, range(0, 19), order=order, slices=16) == found
+    ledger = replacements(by_name(lost))
+    assert rows(shelf, range(0, 19), order=order, ledger=ledger) == found
 
 
 def test_where_a_recorded_replacement_is_lost_too_another_is_found() -> None:

@@ -57,7 +57,7 @@ class RowMaker:
             try:
                 return Row(sample=sample, fields=self._fields(sample, transform=transform, drawn_for=sample.sample_id))
             except UnreadableSampleError as error:
-                sample = _lost(sample, reason=str(error))
+                sample = replace(_lost(sample, reason=str(error)), one_view=self._order.repeats > 1)
         lost = sample if isinstance(sample, LostSample) else _lost(sample, reason="replaced again, as it was before the run was resumed")
         return self._replacement(lost, transform=transform, window=window())
 

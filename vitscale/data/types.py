@@ -48,6 +48,8 @@ class LostSample:
     """The sample id taken instead; None until one has been chosen."""
     num_lost: int = 1
     """How many samples this stands for: about the rest of a shard where no index says which they are."""
+    one_view: bool = False
+    """With repeats, whether only this view was replaced: its bytes are whole, and the part that another view shows may be decoded."""
 
 
 class UnreadableSampleError(DataError):

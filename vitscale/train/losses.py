@@ -97,8 +97,8 @@ def by_name(lost: Iterable[LostSample]) -> Losses:
 
 
 def replacements(losses: Losses) -> Mapping[tuple[int, int], int]:
-    """What the loader needs of the ledger."""
-    return {name: sample.replaced_by for name, sample in losses.items() if sample.replaced_by is not None}
+    """What the loader needs of the ledger. A view that could not be decoded fails again by itself, and alone."""
+    return {name: lost.replaced_by for name, lost in losses.items() if lost.replaced_by is not None and not lost.one_view}
 
 
 def read_ledger(folder: Path, *, saved: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
