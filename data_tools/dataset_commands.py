@@ -1,4 +1,4 @@
-"""Commands of `vitscale-data` that work on data sets that exist: index, verify, dedup, exclude. Bodies import what they need when they run."""
+"""The commands of `vitscale-data` for data sets that exist. Bodies import what they need when they run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .dedup import DedupRequest, DedupSummary
     from .exclude import ExcludeSummary
     from .index_dataset import IndexPlan, IndexSummary
+    from .stats import Stats
     from .verify import VerifyReport
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
@@ -23,7 +24,7 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `vitscale-data`."""
-    for command in (index, verify, dedup, exclude):
+    for command in (index, verify, stats, dedup, exclude):
         app.command()(command)
 
 
@@ -129,6 +130,49 @@ def _print_findings(found: VerifyReport) -> None:
             typer.echo(f"  {finding}")
     num_checked = sum(shard.num_checked for shard in found.shards)
     typer.echo(f"{found.root}: {num_checked} samples of {len(found.shards)} shards checked in {found.seconds:.1f} s")
+
+
+def stats(
+    dataset: DatasetArgument,
+    sample: Annotated[
+        float, typer.Option(min=0.0, max=1.0, metavar="FRACTION", help="Measure this share of the samples. Default: 1.")
+    ] = 1.0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything that was counted there.")] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw histograms there, as PNG.")] = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a data set: sizes, classes, mean and std of the channels, duplicate keys, proportions of the images."""
+    from vitscale.config.presentation import present_errors
+
+    with present_errors(debug=debug):
+        from vitscale.data.dataset import open_dataset
+
+        from .atomic import output_errors
+        from .progress import progress
+        from .stats import measure, write_json
+        from .stats_plots import require_matplotlib, write_plots
+
+        if plots is not None:
+            require_matplotlib()
+        opened = open_dataset(dataset)
+        with progress("measuring", total=opened.num_samples) as report:
+            found = measure(opened, fraction=sample, workers=workers or _workers_for(opened, share=sample, cost=15), report=report)
+        _print_stats(found)
+        for output, write in ((json, write_json), (plots, write_plots)):
+            if output is not None:
+                with output_errors(output):
+                    write(found, output)
+                typer.echo(f"written: {output}")
+
+
+def _print_stats(found: Stats) -> None:
+    from .stats_table import stats_rows
+
+    rows = stats_rows(found)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        typer.echo(f"{name:{width}}  {text}")
 
 
 def dedup(

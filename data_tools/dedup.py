@@ -131,8 +131,8 @@ def _refuse_repeated_keys(own: Fingerprints, *, dataset: Dataset) -> None:
         first, second = (samples.read(OWN_SET, int(number)) for number in order[place : place + 2])
         if first.key == second.key:
             raise DataError(
-                f"{dataset.storage.root}: the key {first.key!r} names samples in {first.shard} and {second.shard}, and a removal list could "
-                "not tell them apart. Write the data set with keys that occur once."
+                f"{dataset.storage.root}: the key {first.key!r} names samples in {first.shard} and {second.shard}, and a removal list "
+                "could not tell them apart. Write the data set with keys that occur once."
             )
 
 

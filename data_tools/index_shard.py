@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from vitscale.config import Config, DataError
 from vitscale.data.index import INDEX_DTYPE, ScannedSample, encode_index, index_name, scan_samples
+from vitscale.data.labels import LABEL_MEMBER
 from vitscale.data.manifest import Shard
 from vitscale.data.storage import LocalStorage, Storage
 from vitscale.data.ustar import parse_sample
@@ -23,10 +24,10 @@ from .range_file import RangeFile
 PICKLES = frozenset({"pickle", "pkl", "pt", "pth", "pyd"})
 """Last parts of extensions whose members run code when a careless reader decodes them."""
 
-_LABEL = "cls"
 _LONGEST_LABEL = 18  # digits that surely fit int64
 _ADVANCE_BYTES = 1 << 20
 _NUM_SHOWN = 3
+_NUM_SHOWN_CHARACTERS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,23 +158,34 @@ class _Labels:
 
     @property
     def num_labels(self) -> int | None:
-        return self._largest + 1 if self._are_numbers else None
+        return self._largest + 1 if self._are_numbers and self._largest >= 0 else None
 
     def add(self, sample: ScannedSample) -> None:
-        """Raises `DataError` where class names were given and the sample has no label among them."""
-        member = parse_sample(memoryview(sample.raw))[1].get(_LABEL)
-        text = b"" if member is None else bytes(member[: _LONGEST_LABEL + 2]).strip()
-        label = int(text) if text.isdigit() and len(text) <= _LONGEST_LABEL else None
-        if self._num_classes is not None and (label is None or label >= self._num_classes):
-            found = f"the label {text.decode(errors='replace')!r}" if member is not None else "no member .cls"
+        """Raises `DataError` where class names were given and the sample has no label, or one that is not among them."""
+        members = parse_sample(memoryview(sample.raw))[1]
+        text = bytes(members[LABEL_MEMBER]) if LABEL_MEMBER in members else None
+        labels = None if text is None else _numbers(text)
+        if self._num_classes is not None and not self._are_named(labels, has_json="json" in members and text is None):
+            found = "no member .cls" if text is None else f"the label {text[:_NUM_SHOWN_CHARACTERS].decode(errors='replace')!r}"
             raise DataError(
                 f"{self._path}: sample {sample.key!r} has {found}, but --classes names the labels 0 to {self._num_classes - 1}. "
                 "Give the file with all class names in label order, or leave --classes out."
             )
-        if label is None:
+        if labels is None:
             self._are_numbers = False
         else:
-            self._largest = max(self._largest, label)
+            self._largest = max(self._largest, *labels, -1)
+
+    def _are_named(self, labels: list[int] | None, *, has_json: bool) -> bool:
+        assert self._num_classes is not None
+        # What lies in JSON only the run's configuration can tell.
+        return has_json if labels is None else all(label < self._num_classes for label in labels)
+
+
+def _numbers(text: bytes) -> list[int] | None:
+    """One label, or several or none with spaces between; None where there is anything else."""
+    parts = text.split()
+    return [int(part) for part in parts] if all(part.isdigit() and len(part) <= _LONGEST_LABEL for part in parts) else None
 
 
 def _refuse_pickles(sample: ScannedSample, *, path: str) -> None:

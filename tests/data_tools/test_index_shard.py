@@ -107,6 +107,7 @@ def test_pickles_are_refused_by_name_unless_allowed(job: IndexJob, extension: st
         ({"cls": b"-1"}, "has the label '-1'"),
         ({"cls": b"cat"}, "has the label 'cat'"),
         ({"cls": b"9" * 40}, "has the label '99999999999999999999'"),
+        ({"cls": b"0 1 2"}, "has the label '0 1 2'"),
         ({"jpg": b"x"}, "has no member .cls"),
     ],
 )
@@ -114,7 +115,17 @@ def test_labels_that_class_names_do_not_cover(job: IndexJob, members: dict[str, 
     assert message in problem(replace(job, num_classes=2), {"k": members})
 
 
-@pytest.mark.parametrize(("labels", "count"), [(["3", " 7\n"], 8), (["3", "cat"], None), (["3", None], None), (["0"], 1), (["1 2"], None)])
+@pytest.mark.parametrize("members", [{"cls": b"1"}, {"cls": b"0 1"}, {"cls": b""}, {"json": b"{}"}])
+def test_labels_that_class_names_cover(job: IndexJob, members: dict[str, bytes]) -> None:
+    """What lies in JSON is checked as it is read, by the run whose configuration says where it stands."""
+    write_tar(Path(job.storage.root) / NAME, {"k": {"jpg": b"x", **members}})
+    assert isinstance(run(replace(job, num_classes=2)), ShardRecord)
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"),
+    [(["3", " 7\n"], 8), (["3", "cat"], None), (["3", None], None), (["0"], 1), (["1 2", "7 0"], 8), (["", "2"], 3), ([""], None)],
+)
 def test_labels_are_counted_where_all_are_numbers(job: IndexJob, labels: list[str | None], count: int | None) -> None:
     samples = {str(number): {"txt": b"t"} if label is None else {"txt": b"t", "cls": label.encode()} for number, label in enumerate(labels)}
     write_tar(Path(job.storage.root) / NAME, samples)
