@@ -38,6 +38,8 @@ def test_what_is_recorded_is_on_disk_before_it_is_shared(tmp_path: Path) -> None
     ledger.record([lost(3), lost(7), lost(7, epoch=1)])
     entries = read_ledger(tmp_path / "ledger", saved=[])
     assert [(entry["epoch"], entry["sample_id"]) for entry in entries] == [(0, 7), (1, 7)], "3 was known"
+    assert ledger.take_unshared() == [], "the batch they are in is still to be trained on"
+    ledger.batch_done()
     shared = ledger.take_unshared()
     assert ledger.take_unshared() == []
     assert ledger.merge([*reversed(shared), *shared, asdict(lost(4))]) == [lost(4), lost(7), lost(7, epoch=1)]

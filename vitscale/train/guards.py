@@ -1,5 +1,6 @@
 """What ends a run early: a request to stop, which all ranks must agree on, and a loss that is no longer a number."""
 
+import enum
 import math
 import signal
 import threading
@@ -15,18 +16,29 @@ from vitscale.dist.collectives import is_distributed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequest:
-    """Turns SIGTERM and SIGINT, or a step given beforehand, into one decision that every rank takes at the same step.
+class Verdict(enum.IntEnum):
+    """What the ranks do after a step: the gravest that any of them votes for."""
 
-    A signal reaches ranks at different times, so each step they vote over a host-side group; the vote of a step is read at
-    the next one, which hides its latency. A second signal acts as if nobody had listened: it ends the process at once.
+    GO_ON = 0
+    STOP = 1
+    """Somebody asked for it."""
+    FAIL = 2
+    """A rank cannot do the next step."""
+
+
+class StopRequest:
+    """Turns SIGTERM and SIGINT, a step given beforehand, or a failure of one rank into one decision that every rank takes at the
+    same step.
+
+    A signal reaches ranks at different times, and a rank that ended by itself would leave the others waiting for it in the next
+    collective. So after each step, when each has its batch for the next one, they vote over a host-side group. A second signal
+    acts as if nobody had listened: it ends the process at once.
     """
 
     def __init__(self, *, stop_at_step: int | None = None) -> None:
         self._stop_at_step = stop_at_step
         self._asked = threading.Event()
         self._group = dist.new_group(backend="gloo") if is_distributed() else None
-        self._vote: tuple[torch.Tensor, dist.Work] | None = None
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         # Ray runs training in a thread, where Python allows no handlers; Ray then decides about signals.
         if threading.current_thread() is threading.main_thread():
@@ -36,28 +48,18 @@ class StopRequest:
         """Whether the step given beforehand is done."""
         return self._stop_at_step is not None and step >= self._stop_at_step
 
-    def agreed(self, step: int) -> bool:
-        """Whether all ranks stop after this step. All ranks must call this once per step."""
-        if self.is_reached(step):
-            return True
+    def vote(self, step: int, *, failed: bool) -> Verdict:
+        """What all ranks do after this step; `failed` says that this one cannot go on. All ranks must call this once per step."""
+        asked = self.is_reached(step) or self._asked.is_set()
+        mine = Verdict.FAIL if failed else Verdict.STOP if asked else Verdict.GO_ON
         if self._group is None:
-            return self._asked.is_set()
-        decided = False
-        if self._vote is not None:
-            flag, work = self._vote
-            work.wait()
-            decided = bool(flag.item())
-        flag = torch.tensor([int(self._asked.is_set())])
-        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        assert work is not None
-        self._vote = (flag, work)
-        return decided
+            return mine
+        ballot = torch.tensor([int(mine)])
+        dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._group)
+        return Verdict(int(ballot.item()))
 
     def close(self) -> None:
-        """Finish the outstanding vote and give the signals back."""
-        if self._vote is not None:
-            self._vote[1].wait()
-            self._vote = None
+        """Give the signals back."""
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None

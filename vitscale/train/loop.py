@@ -8,6 +8,7 @@ from vitscale.config import StopRequested
 from vitscale.data.types import Batch
 from vitscale.optim.schedules import learning_rate
 from vitscale.train.clock import StepClock
+from vitscale.train.guards import Verdict
 from vitscale.train.pending import PendingSteps
 from vitscale.train.run import Run
 from vitscale.train.state import TrainState
@@ -16,8 +17,9 @@ from vitscale.train.state import TrainState
 def train_loop(run: Run) -> TrainState:
     """Train from `run.start` to the end of the plan. All ranks call this.
 
-    Raises `StopRequested` after a stop with everything saved, `NonFiniteLossError` at a loss that is NaN or infinite, `DataError`
-    for data that cannot be used.
+    Each step ends with fetching the batch of the next one, so that a rank that cannot is heard before the others have begun it.
+    Raises on all ranks alike: `StopRequested` after a stop with everything saved, `DataError` for data that cannot be used, also
+    with everything saved, `NonFiniteLossError` at a loss that is NaN or infinite.
     """
     state, plan, total = run.start, run.plan, run.config.train.num_samples
     clock, pending = StepClock(), PendingSteps(steps_done=state.step)
@@ -26,18 +28,22 @@ def train_loop(run: Run) -> TrainState:
     for evaluation in run.missed_evaluations():
         run.evaluate(evaluation, state)
     clock.skip()
+    with clock.waiting_for_data():
+        upcoming = run.fetch(state)
+    upcoming.raise_on_all_ranks()
     while state.step < run.num_steps:
-        with clock.waiting_for_data():
-            batch = run.next_batch()
+        batch = upcoming.taken()
         run.show_inputs(batch, state)
         rate = learning_rate(run.config.optim, samples=state.samples, total_samples=total)
         pending.add(run.engine.train_step(micro_batches(batch, size=plan.micro_batch), step=state.step, lr=rate))
         state = state.advance(plan.global_batch)
         run.sample_log.write(state.step, batch["sample_id"])
         run.reporter.progress(state.step)
+        with clock.waiting_for_data():
+            upcoming = run.fetch(state)
 
-        stop = run.stop.agreed(state.step)
-        last = stop or state.step == run.num_steps
+        verdict = run.stop.vote(state.step, failed=upcoming.error is not None)
+        last = verdict is not Verdict.GO_ON or state.step == run.num_steps
         evaluations = run.due_evaluations(state.step)
         save = last or state.step % run.config.checkpoint.every_steps == 0
         report = save or evaluations or state.step % run.config.train.log_every_steps == 0
@@ -50,7 +56,9 @@ def train_loop(run: Run) -> TrainState:
             run.reporter.steps(state, summary, lr=rate, timing=clock.collect(images_per_step=plan.global_batch), data=data)
         if save:
             run.save(state)
-        if stop and state.step < run.num_steps:
+        if verdict is Verdict.FAIL:
+            upcoming.raise_on_all_ranks()
+        if verdict is Verdict.STOP and state.step < run.num_steps:
             raise StopRequested(run.stopped_message(state))
         # After the save: an evaluation that fails, or is cut short, costs no training. A resume makes up for it.
         for evaluation in evaluations:

@@ -26,6 +26,8 @@ class LossLedger:
     def __init__(self, path: Path, *, known: Losses) -> None:
         self._path = path
         self._known = dict(known)
+        self._written = set(known)
+        self._of_next_batch: list[LostSample] = []
         self._unshared: list[LostSample] = []
 
     @property
@@ -35,7 +37,7 @@ class LossLedger:
 
     def record(self, lost: Sequence[LostSample]) -> None:
         """Keep what this rank lost in a batch that is about to be trained on. Raises `DataError` when it cannot be written."""
-        new = [sample for sample in lost if (sample.epoch, sample.sample_id) not in self._known]
+        new = [sample for sample in lost if (sample.epoch, sample.sample_id) not in self._written]
         if not new:
             return
         try:
@@ -49,11 +51,16 @@ class LossLedger:
                 f"{self._path}: the ledger of lost samples cannot be written: {error.strerror}. Free space on the run directory's"
                 " disk and run the command again; it goes on from the newest checkpoint."
             ) from error
-        self._known |= by_name(new)
-        self._unshared += new
+        self._written |= by_name(new).keys()
+        self._of_next_batch += new
+
+    def batch_done(self) -> None:
+        """What was recorded so far has been trained on."""
+        self._unshared += self._of_next_batch
+        self._of_next_batch = []
 
     def take_unshared(self) -> list[dict[str, Any]]:
-        """What this rank has recorded since the last call, to be sent to all ranks. Plain JSON."""
+        """What this rank has lost in the batches done since the last call, to be sent to all ranks. Plain JSON."""
         mine, self._unshared = self._unshared, []
         return [asdict(sample) for sample in mine]
 

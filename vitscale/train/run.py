@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 
 from vitscale.checkpoint.retention import prune
 from vitscale.checkpoint.save import save_checkpoint
+from vitscale.config import UserError
 from vitscale.data.loader import TrainLoader
 from vitscale.data.types import Batch
-from vitscale.dist.agreement import on_main
+from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.engine.engine import Engine
 from vitscale.plan.plan import Plan
@@ -21,6 +22,27 @@ from vitscale.train.reports import DataReport, InputPictures
 from vitscale.train.run_dir import RunDirectory
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, host_state, last_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """What came of asking for a batch: it, or why there is none; neither past the end of the run."""
+
+    batch: Batch | None = None
+    error: UserError | None = None
+
+    def taken(self) -> Batch:
+        """The batch."""
+        assert self.batch is not None, self.error
+        return self.batch
+
+    def raise_on_all_ranks(self) -> None:
+        """Raise the error that any rank has. All ranks must call this."""
+        jointly(self._raise)
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +88,18 @@ class Run:
             values = evaluation.evaluator.run(self.engine.predict)
         self.reporter.evaluation(evaluation.name, state, values)
 
-    def next_batch(self) -> Batch:
-        """This rank's part of the next global batch; what had to be replaced in it is in the ledger before anything is made of it."""
-        batch = next(self.batches)
-        self.losses.record(self.batches.take_lost())
-        return batch
+    def fetch(self, state: TrainState) -> "Fetched":
+        """This rank's part of the global batch after `state`, if one is left; what had to be replaced in it is in the ledger
+        before anything is made of it."""
+        self.losses.batch_done()
+        if state.step >= self.num_steps:
+            return Fetched()
+        try:
+            batch = next(self.batches)
+            self.losses.record(self.batches.take_lost())
+        except UserError as error:
+            return Fetched(error=error)
+        return Fetched(batch=batch)
 
     def check_losses(self, state: TrainState) -> DataReport:
         """Report the samples lost since the last call and what reading has cost. All ranks; raises `DataError` past the budget."""
