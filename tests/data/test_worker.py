@@ -1,23 +1,21 @@
-from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.data.packed import pack, pack_images
+from tests.data.topologies import as_workers, make_batches
 from vitscale.config import DataError
-from vitscale.data import worker as worker_module
 from vitscale.data.dataset import Dataset
-from vitscale.data.lanes import rank_slice
+from vitscale.data.lanes import BatchSlice, rank_slice
 from vitscale.data.order import Order
 from vitscale.data.reader import SampleReader
 from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from vitscale.data.types import Batch, RawSample, SampleFields, unstaged
-from vitscale.data.worker import EvalParts, Part, TrainParts, make_batch
+from vitscale.data.worker import EvalParts, TrainParts, make_batch
 from vitscale.dist.seeding import CounterRng
 
 NUM_SAMPLES = 103
@@ -31,25 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return pack_images(tmp_path_factory.mktemp("packed"), num_samples=NUM_SAMPLES, samples_per_shard=40)
 
 
-def as_workers(parts: TrainParts | EvalParts, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> list[Iterator[Part]]:
-    """What each of `num_workers` processes would iterate over, in this process."""
-    iterators = []
-    for worker in range(num_workers):
-        info = SimpleNamespace(id=worker, num_workers=num_workers)
-
-        def as_worker(info: SimpleNamespace = info) -> Iterator[Part]:
-            with monkeypatch.context() as patch:
-                patch.setattr(worker_module, "get_worker_info", lambda: info)
-                iterator = iter(parts)
-                first = next(iterator)
-            yield first
-            yield from iterator
-
-        iterators.append(as_worker())
-    return iterators
-
-
-def train_parts(dataset: Dataset, *, rank: int, world_size: int, global_batch: int, start_samples: int = 0) -> TrainParts:
+def train_parts(dataset: Dataset, whole: BatchSlice, *, global_batch: int, start_samples: int) -> TrainParts:
     return TrainParts(
         open_reader=partial(SampleReader, dataset),
         order=ORDER,
@@ -57,34 +37,19 @@ def train_parts(dataset: Dataset, *, rank: int, world_size: int, global_batch: i
         seed=9,
         global_batch=global_batch,
         start_samples=start_samples,
-        rank_slice=rank_slice(global_batch, rank=rank, world_size=world_size),
+        rank_slice=whole,
     )
 
 
 def train(
-    dataset: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    world_size: int = 1,
-    num_workers: int = 1,
-    global_batch: int = 16,
-    start_samples: int = 0,
-    num_steps: int = 30,
+    dataset: Dataset, *, world_size: int = 1, num_workers: int = 1, global_batch: int = 16, start_samples: int = 0, num_steps: int = 30
 ) -> list[Batch]:
     """Global batches put together from all ranks and workers."""
-    streams = []
-    for rank in range(world_size):
-        parts = train_parts(dataset, rank=rank, world_size=world_size, global_batch=global_batch, start_samples=start_samples)
-        streams += as_workers(parts, num_workers, monkeypatch)
-    batches = []
-    for _ in range(num_steps):
-        parts = [next(stream) for stream in streams]
-        assert all(part.error is None for part in parts)
-        made = [part.batch for part in parts if part.batch is not None]
-        batches.append({key: torch.cat([part[key] for part in made]) for key in made[0]})
-    for stream in streams:
-        stream.close()  # type: ignore[attr-defined]
-    return batches
+
+    def open_parts(whole: BatchSlice) -> TrainParts:
+        return train_parts(dataset, whole, global_batch=global_batch, start_samples=start_samples)
+
+    return make_batches(open_parts, global_batch=global_batch, world_size=world_size, num_workers=num_workers, num_steps=num_steps).batches
 
 
 def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -95,21 +60,19 @@ def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 1), (2, 2), (3, 3), (4, 1), (4, 2), (16, 2)])
-def test_thirty_augmented_batches_are_the_same_bytes_for_every_topology(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, world_size: int, num_workers: int
-) -> None:
-    reference = train(dataset, monkeypatch)
+def test_thirty_augmented_batches_are_the_same_bytes_for_every_topology(dataset: Dataset, world_size: int, num_workers: int) -> None:
+    reference = train(dataset)
     assert {int(epoch) for batch in reference for epoch in batch["epoch"]} == {0, 1, 2, 3, 4}
-    assert_equal(train(dataset, monkeypatch, world_size=world_size, num_workers=num_workers), reference)
+    assert_equal(train(dataset, world_size=world_size, num_workers=num_workers), reference)
 
 
 @pytest.mark.parametrize("done", [1, 6, 17])
-def test_resumes_at_any_step_on_another_topology(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
-    resumed = train(dataset, monkeypatch, world_size=2, num_workers=2, start_samples=done * 16, num_steps=20 - done)
-    assert_equal(resumed, train(dataset, monkeypatch, num_steps=20)[done:])
+def test_resumes_at_any_step_on_another_topology(dataset: Dataset, done: int) -> None:
+    resumed = train(dataset, world_size=2, num_workers=2, start_samples=done * 16, num_steps=20 - done)
+    assert_equal(resumed, train(dataset, num_steps=20)[done:])
 
 
-def test_the_global_batch_may_double_in_mid_run(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_global_batch_may_double_in_mid_run(dataset: Dataset) -> None:
     def content(batches: list[Batch]) -> list[tuple[int, int, bytes]]:
         rows = []
         for batch in batches:
@@ -117,15 +80,13 @@ def test_the_global_batch_may_double_in_mid_run(dataset: Dataset, monkeypatch: p
             rows += [(epoch, sample_id, image.numpy().tobytes()) for epoch, sample_id, image in ids]
         return sorted(rows)
 
-    undisturbed = train(dataset, monkeypatch, num_steps=12)
-    doubled = train(dataset, monkeypatch, num_steps=4) + train(
-        dataset, monkeypatch, world_size=2, global_batch=32, start_samples=64, num_steps=4
-    )
+    undisturbed = train(dataset, num_steps=12)
+    doubled = train(dataset, num_steps=4) + train(dataset, world_size=2, global_batch=32, start_samples=64, num_steps=4)
     assert content(doubled) == content(undisturbed)
 
 
-def test_what_a_batch_holds(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = train(dataset, monkeypatch, num_steps=1)[0]
+def test_what_a_batch_holds(dataset: Dataset) -> None:
+    batch = train(dataset, num_steps=1)[0]
     assert {key: (values.dtype, tuple(values.shape)) for key, values in batch.items()} == {
         "image": (torch.uint8, (16, 1, 8, 8)),
         "label": (torch.int64, (16,)),
@@ -135,8 +96,8 @@ def test_what_a_batch_holds(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(batch["label"], batch["sample_id"] % 10)
 
 
-def test_the_same_sample_looks_different_in_another_epoch(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = train(dataset, monkeypatch, num_steps=26)
+def test_the_same_sample_looks_different_in_another_epoch(dataset: Dataset) -> None:
+    batches = train(dataset, num_steps=26)
     looks = {
         (int(epoch), int(sample_id)): image.numpy().tobytes()
         for batch in batches
@@ -169,8 +130,8 @@ def eval_parts(dataset: Dataset, *, first: int, stop: int, num_batches: int) -> 
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_evaluation_workers_make_whole_batches_in_turn(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
-    streams = as_workers(eval_parts(dataset, first=20, stop=50, num_batches=5), num_workers, monkeypatch)
+def test_evaluation_workers_make_whole_batches_in_turn(dataset: Dataset, num_workers: int) -> None:
+    streams = as_workers(eval_parts(dataset, first=20, stop=50, num_batches=5), num_workers)
     made = [list(stream) for stream in streams]
     batches = [made[i % num_workers][i // num_workers].batch for i in range(5)]
     assert [batch["sample_id"].tolist() for batch in batches if batch is not None] == [
