@@ -48,6 +48,7 @@ def test_failures_that_may_pass(error: Exception, words: str) -> None:
         (_answer(301, "PermanentRedirect"), "redirects elsewhere (HTTP 301, PermanentRedirect). Check region"),
         (_answer(416, "InvalidRange"), "cut short"),
         (_answer(400), "refused the request (HTTP 400)"),
+        (OSError("kind: Connect,\n error: InvalidCertificate(UnknownIssuer)"), "certificate is not one that this machine trusts"),
         (OSError("NotPartial"), "does not answer ranges"),
         (ValueError("bad path"), "not a name that this store can hold"),
     ],

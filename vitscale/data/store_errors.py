@@ -46,6 +46,8 @@ def classify(error: Exception) -> TransientError | RefusedError:
         return RefusedError(404)
     if "NotPartial" in text or "RangeNotSupported" in text:
         return RefusedError(200)
+    if "InvalidCertificate(" in text:
+        return RefusedError(None, "InvalidCertificate")
     if isinstance(error, ValueError) or "InvalidPath" in type(error).__name__:
         return RefusedError(None)
     return TransientError(_transport_failure(text))
@@ -57,6 +59,9 @@ def explain(refused: RefusedError, *, address: Address, place: str) -> str:
     if refused.code in _BUCKET_CODES:
         remedy = "Check its name, and the endpoint and region in the environment"
         return f"{place}: there is no bucket or container {address.bucket!r}. {remedy}."
+    if refused.code == "InvalidCertificate":
+        remedy = "Check the endpoint's name, or add the authority that signed it to the certificates of this system"
+        return f"{place}: the server's certificate is not one that this machine trusts. {remedy}."
     if status in (401, 403) or refused.code in _CREDENTIAL_CODES:
         return f"{place}: {_about_credentials(refused, address=address)}."
     if status is not None and 300 <= status < 400:
