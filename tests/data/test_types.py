@@ -1,0 +1,35 @@
+import pickle
+
+import pytest
+
+from vitscale.data.types import LostSample, RawSample, SampleFields, StagedTransform, unstaged
+from vitscale.dist.seeding import CounterRng
+
+
+def first(sample: RawSample, rng: CounterRng) -> SampleFields:  # noqa: ARG001
+    return {"stage": 0}
+
+
+def second(sample: RawSample, rng: CounterRng) -> SampleFields:  # noqa: ARG001
+    return {"stage": 1}
+
+
+def third(sample: RawSample, rng: CounterRng) -> SampleFields:  # noqa: ARG001
+    return {"stage": 2}
+
+
+@pytest.mark.parametrize(("consumed", "stage"), [(0, first), (96, first), (128, second), (160, second), (256, third), (10**12, third)])
+def test_a_stage_begins_with_the_batch_that_follows_its_start(consumed: int, stage: object) -> None:
+    staged = StagedTransform(starts=(0, 128, 256), transforms=(first, second, third))
+    assert staged.at(consumed) is stage
+
+
+def test_one_transform_for_the_whole_run() -> None:
+    assert all(unstaged(second).at(consumed) is second for consumed in (0, 1, 10**12))
+
+
+def test_transforms_and_losses_travel_to_and_from_loader_processes() -> None:
+    staged = StagedTransform(starts=(0, 128), transforms=(first, second))
+    lost = LostSample(sample_id=3, epoch=1, view=5, shard="a.tar", reason="gone", replaced_by=7, one_view=True)
+    for value in (staged, lost):
+        assert pickle.loads(pickle.dumps(value)) == value
