@@ -24,6 +24,7 @@ from vitscale.data.types import LostSample, RawSample
 from vitscale.dist.seeding import counter_key, mix_array
 
 _CACHED_CYCLES = 8
+_CACHED_LANES = 2048
 
 SetNumbers = npt.NDArray[np.int16]
 
@@ -97,26 +98,40 @@ class MixtureOrder:
         """The rows [first, stop) of a lane, cut where the set or its window changes."""
         for cycle in range(first // self.cycle, -(-stop // self.cycle)):
             start, end = (min(max(row - cycle * self.cycle, 0), self.cycle) for row in (first, stop))
-            sets = self._sets(lane, cycle=cycle, num_rows=end)
-            consumed = cycle * np.array(self.slots) + np.bincount(sets[:start], minlength=len(self.slots))
-            edges = [start, *(start + 1 + np.flatnonzero(np.diff(sets[start:]))).tolist(), end]
-            for run_start, run_stop in itertools.pairwise(edges):
-                source, length = int(sets[run_start]), run_stop - run_start
-                position = int(consumed[source])
+            rows = _lane_cycle(self.seed, self.slots, self.lanes, lane, cycle)
+            sets, earlier = rows.sets[start:end].tolist(), rows.earlier[start:end].tolist()
+            run_start = 0
+            for source, run in itertools.groupby(sets):
+                length = sum(1 for _ in run)
+                position = cycle * self.slots[source] + earlier[run_start]
+                run_start += length
                 for span in self.orders[source].lane_spans(lane, first=position, stop=position + length):
-                    yield replace(span, window=replace(span.window, source=source))
-                consumed[source] += length
+                    window = Window(lane=lane, epoch=span.window.epoch, index=span.window.index, source=source)
+                    yield Span(window=window, start=span.start, stop=span.stop)
 
-    def _sets(self, lane: int, *, cycle: int, num_rows: int) -> SetNumbers:
-        """The set of each of the first rows of a lane in a cycle of M rows."""
-        numbers = (cycle * self.cycle + np.arange(num_rows)) * self.lanes + lane
-        turn = numbers // math.lcm(self.lanes, self.cycle) % math.gcd(self.lanes, self.cycle)
-        sets: SetNumbers = _dealt_slots(self.seed, cycle, self.slots)[(numbers + turn) % self.cycle]
-        return sets
+
+@dataclass(frozen=True, kw_only=True)
+class _LaneCycle:
+    """The rows of a lane in a cycle: the set of each, and how many rows it has earlier in the cycle."""
+
+    sets: SetNumbers
+    earlier: SetNumbers
+
+
+@functools.lru_cache(maxsize=_CACHED_LANES)
+def _lane_cycle(seed: int, slots: tuple[int, ...], lanes: int, lane: int, cycle: int) -> _LaneCycle:
+    length = sum(slots)
+    numbers = (cycle * length + np.arange(length)) * lanes + lane
+    turn = numbers // math.lcm(lanes, length) % math.gcd(lanes, length)
+    sets = _dealt_slots(seed, slots, cycle)[(numbers + turn) % length]
+    earlier = np.empty_like(sets)
+    for source, count in enumerate(slots):
+        earlier[sets == source] = np.arange(count)
+    return _LaneCycle(sets=sets, earlier=earlier)
 
 
 @functools.lru_cache(maxsize=_CACHED_CYCLES)
-def _dealt_slots(seed: int, cycle: int, slots: tuple[int, ...]) -> SetNumbers:
+def _dealt_slots(seed: int, slots: tuple[int, ...], cycle: int) -> SetNumbers:
     """Which set owns each slot in the rows of this cycle."""
     owners = np.repeat(np.arange(len(slots), dtype=np.int16), slots)
     key = np.uint64(counter_key(seed, "slots", cycle))
