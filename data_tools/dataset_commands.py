@@ -24,7 +24,7 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `vitscale-data`."""
-    for command in (index, verify, stats, dedup, exclude):
+    for command in (index, verify, stats, show, dedup, exclude):
         app.command()(command)
 
 
@@ -173,6 +173,47 @@ def _print_stats(found: Stats) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         typer.echo(f"{name:{width}}  {text}")
+
+
+def show(
+    dataset: DatasetArgument,
+    output: Annotated[Path, typer.Option(metavar="PNG", help="The picture to write.")],
+    num: Annotated[int, typer.Option(min=1, max=4096, help="Samples to show.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which samples.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(metavar="RUN.yaml", help="Show each sample before and after this run's transforms.")
+    ] = None,
+    views: Annotated[int, typer.Option(min=1, max=64, help="With --config: how often each sample is transformed.")] = 6,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Draw random samples with labels and captions; with --config also as a run would see them, bit for bit."""
+    from vitscale.config.presentation import present_errors
+
+    with present_errors(debug=debug):
+        from vitscale.data.dataset import open_dataset
+
+        from .atomic import output_errors
+        from .contact_sheet import write_sheet
+        from .progress import progress
+        from .show import draw_samples, random_samples
+
+        made_views = None
+        if config is not None:
+            from .run_views import run_views
+
+            made_views = run_views(config, num_views=views)
+        opened = open_dataset(dataset)
+        sample_ids = random_samples(opened, num=num, seed=seed)
+        if dry_run:
+            typer.echo(f"would draw {len(sample_ids)} samples of {dataset} into {output}, and did not (--dry-run)")
+            return
+        with progress("drawing", total=len(sample_ids)) as report:
+            sheet = draw_samples(opened, sample_ids=sample_ids, views=made_views, workers=workers or 1, report=report)
+        with output_errors(output):
+            write_sheet(sheet, output)
+        typer.echo(f"{output}: {len(sample_ids)} samples of {dataset}, {sheet.width} x {sheet.height} pixels")
 
 
 def dedup(

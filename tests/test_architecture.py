@@ -32,7 +32,8 @@ LAYERS = (
 
 MAY_IMPORT = {
     "vitscale": (),
-    "vitscale_data_tools": ("vitscale.config", "vitscale.data", "vitscale.dist"),
+    # The run's configuration for one thing: to show what a run's transforms make of a sample.
+    "vitscale_data_tools": ("vitscale.config", "vitscale.data", "vitscale.dist", "vitscale.run_config"),
     "vitscale_launch": (
         "vitscale.api",
         "vitscale.config",

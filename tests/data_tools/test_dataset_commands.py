@@ -45,3 +45,80 @@ def test_index_reads_class_names(source: Path, tmp_path: Path) -> None:
     (tmp_path / "names").write_text("a\nb\n")
     (error,) = run("index", source, "--classes", tmp_path / "names", code=10)
     assert "has the label '2', but --classes names the labels 0 to 1" in error
+
+
+@pytest.fixture
+def dataset(source: Path) -> Path:
+    run("index", source)
+    return source
+
+
+def test_verify_says_what_is_damaged_and_ends_with_10(dataset: Path, tmp_path: Path) -> None:
+    lines = run("verify", dataset)
+    assert lines[0] == "0.tar: ok, 6 of 6 samples checked, 0 unusable"
+    assert lines[-1].startswith(f"{dataset}: 12 samples of 2 shards checked in ")
+    raw = bytearray((dataset / "1.tar").read_bytes())
+    raw[9000] ^= 1
+    (dataset / "1.tar").write_bytes(raw)
+    result = RUNNER.invoke(app, ["verify", str(dataset), "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 10
+    assert "1.tar: damaged, 6 of 6 samples checked, 1 unusable" in result.stdout
+    assert result.stderr.startswith(f"error: {dataset}: 1 of 2 shards are damaged, with 1 samples that cannot be used.")
+    assert "--damaged" in result.stderr
+    assert (tmp_path / "r.json").is_file()
+    run("exclude", dataset, tmp_path / "out", "--damaged")
+    assert run("verify", tmp_path / "out", "--decode")[1].startswith("1.tar: ok, 5 of 5")
+
+
+def test_stats(dataset: Path, tmp_path: Path) -> None:
+    lines = run("stats", dataset, "--json", tmp_path / "s.json", "--plots", tmp_path / "plots")
+    assert lines[1].split(maxsplit=1) == ["samples", "12 in 2 shards, 0.1 MiB"]
+    assert lines[-2:] == [f"written: {tmp_path}/s.json", f"written: {tmp_path}/plots"]
+    assert len(list((tmp_path / "plots").iterdir())) == 5
+
+
+def test_show(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "sheet.png"
+    assert run("show", dataset, "--output", output, "--dry-run")[0].startswith("would draw 12 samples")
+    assert not output.exists()
+    assert run("show", dataset, "--output", output, "--num", 5) == [f"{output}: 5 samples of {dataset}, 504 x 394 pixels"]
+    (tmp_path / "run.yaml").write_text("name: 1 2\n")
+    result = RUNNER.invoke(app, ["show", str(dataset), "--output", str(output), "--config", str(tmp_path / "run.yaml")])
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"error: {tmp_path}/run.yaml: ")
+
+
+def test_dedup_then_exclude(dataset: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "eval" / "e.tar", photo_samples(2, start=5))
+    run("index", tmp_path / "eval")
+    removals = tmp_path / "list.txt"
+    arguments = ["dedup", dataset, removals, "--against", tmp_path / "eval", "--sheet", tmp_path / "pairs.png"]
+    assert run(*arguments, "--dry-run")[0] == "would compare, and did not (--dry-run): 14 images of 2 data sets"
+    assert not removals.exists()
+    lines = run(*arguments)
+    assert lines[0] == "the same bytes as an image of an evaluation set: 2"
+    assert lines[-2].startswith(f"{removals}: 2 of 12 samples to remove, in ")
+    assert (tmp_path / "pairs.png").is_file()
+    assert run("exclude", dataset, tmp_path / "out", "--keys", removals, "--dry-run")[0].startswith("left out: 2 samples by key")
+    assert not (tmp_path / "out").exists()
+    run("exclude", dataset, tmp_path / "out", "--keys", removals)
+    assert open_dataset(tmp_path / "out").num_samples == 10
+    assert "exists already" in run(*arguments, code=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["index", "pipe:cat x"], 2, "never does"),
+        (["index", "MISSING"], 10, "no such folder"),
+        (["verify", "MISSING"], 10, "no such data set folder"),
+        (["stats", "MISSING"], 10, "no such data set folder"),
+        (["show", "MISSING", "--output", "x.png"], 10, "no such data set folder"),
+        (["dedup", "MISSING", "x"], 10, "no such data set folder"),
+        (["exclude", "MISSING", "x"], 2, "nothing to leave out"),
+        (["exclude", "MISSING", "x", "--damaged"], 10, "no such data set folder"),
+    ],
+)
+def test_an_error_is_one_paragraph(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    (error,) = run(*(text.replace("MISSING", str(tmp_path / "missing")) for text in arguments), code=code)
+    assert message in error
