@@ -29,7 +29,7 @@ def _payload(number: int) -> bytes:
     return bytes([number % 256]) * LENGTH
 
 
-def _get(cache: BlockCache, number: int) -> bytes | None:
+def _get(cache: BlockCache, number: int) -> memoryview | None:
     return cache.get(_key(number), length=LENGTH, first=0, stop=LENGTH)
 
 

@@ -12,7 +12,7 @@ from vitscale.data.block_file import PART_BYTES, encode_block, read_block
 KEY = bytes(range(32))
 
 
-def _read(path: Path, *, length: int, first: int, stop: int, key: bytes = KEY) -> bytes | None:
+def _read(path: Path, *, length: int, first: int, stop: int, key: bytes = KEY) -> memoryview | None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return read_block(descriptor, key=key, length=length, first=first, stop=stop)

@@ -71,7 +71,7 @@ class BlockCache:
         self._has_warned = False
         self._resume_at = 0.0
 
-    def get(self, key: bytes, *, length: int, first: int, stop: int) -> bytes | None:
+    def get(self, key: bytes, *, length: int, first: int, stop: int) -> memoryview | None:
         """Bytes [first, stop) of the block of `length` bytes; None where it is not there or not whole."""
         path = self._path(key)
         try:

@@ -29,7 +29,7 @@ def encode_block(payload: bytes | memoryview, *, key: bytes) -> bytes:
     return b"".join((header, _CRC.pack(isal_zlib.crc32(table, isal_zlib.crc32(header))), table, view))
 
 
-def read_block(descriptor: int, *, key: bytes, length: int, first: int, stop: int) -> bytes | None:
+def read_block(descriptor: int, *, key: bytes, length: int, first: int, stop: int) -> memoryview | None:
     """Bytes [first, stop) of the payload, which is `length` bytes long; None unless the file is whole where it is read."""
     assert 0 <= first < stop <= length, (first, stop, length)
     num_parts = -(-length // PART_BYTES)
@@ -52,4 +52,4 @@ def read_block(descriptor: int, *, key: bytes, length: int, first: int, stop: in
         start = (part - first_part) * PART_BYTES
         if isal_zlib.crc32(view[start : start + PART_BYTES]) != crcs[part]:
             return None
-    return bytes(view[first - base : stop - base])
+    return view[first - base : stop - base]

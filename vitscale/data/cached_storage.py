@@ -45,8 +45,8 @@ class CachedStorage:
         if length == 0 or offset + length > size:
             return self._storage.read_range(name, offset=offset, length=length)
         wanted = self._slices(offset, length=length, size=size)
-        found = {piece.block: self._lookup(name, piece) for piece in wanted}
-        missing = [piece for piece in wanted if found[piece.block] is None]
+        found = {piece.block: data for piece in wanted if (data := self._lookup(name, piece)) is not None}
+        missing = [piece for piece in wanted if piece.block not in found]
         self._counters.add(cache_hits=len(wanted) - len(missing), cache_misses=len(missing))
         try:
             for run in _runs(missing):
@@ -54,7 +54,7 @@ class CachedStorage:
         except DataError:
             # The blocks reach further than the range: what damages only the rest of them must not lose the range.
             return self._storage.read_range(name, offset=offset, length=length)
-        return b"".join(found[piece.block] or b"" for piece in wanted)
+        return b"".join(found[piece.block] for piece in wanted)
 
     def read_again(self, name: str, *, offset: int, length: int) -> bytes:
         size = self._sizes.get(name, 0)
@@ -84,10 +84,10 @@ class CachedStorage:
             )
         return result
 
-    def _lookup(self, name: str, piece: "_Slice") -> bytes | None:
+    def _lookup(self, name: str, piece: "_Slice") -> memoryview | None:
         return self._cache.get(self._key(name, piece.block), length=piece.length, first=piece.first, stop=piece.stop)
 
-    def _fetch(self, name: str, run: list["_Slice"]) -> dict[int, bytes]:
+    def _fetch(self, name: str, run: list["_Slice"]) -> dict[int, memoryview]:
         """Neighbouring blocks by one read, put into the cache and cut to what is wanted."""
         base = run[0].start
         data = memoryview(self._storage.read_range(name, offset=base, length=run[-1].start + run[-1].length - base))
@@ -96,7 +96,7 @@ class CachedStorage:
             payload = data[piece.start - base : piece.start - base + piece.length]
             if not self._cache.put(self._key(name, piece.block), payload):
                 self._counters.add(cache_failures=1)
-            result[piece.block] = bytes(payload[piece.first : piece.stop])
+            result[piece.block] = payload[piece.first : piece.stop]
         return result
 
     def _key(self, name: str, block: int) -> bytes:
