@@ -32,7 +32,7 @@ from vitscale import api
 from vitscale.config import ConfigError, StopRequested, dump_yaml
 from vitscale.run_config import RunConfig
 
-LONG_RUN = ("name=long", "train.num_samples=3200", "checkpoint.every_steps=100000")
+LONG_RUN = ("name=long", "train.num_samples=1280", "checkpoint.every_steps=100000")
 
 
 @pytest.fixture
@@ -93,15 +93,15 @@ def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(tmp_path: P
     step = stopped[0][0]["step"]
     assert stopped == [[{"exit_code": 75, "step": step}]] * 2
     run_dir = tiny_config(tmp_path, *LONG_RUN).run_dir
-    assert 3 < step < 200
+    assert 3 < step < 80
     assert max(sample_ids(run_dir)) == step
     assert {len(batch) for batch in sample_ids(run_dir).values()} == {16}
     assert [folder.name for folder in (run_dir / "checkpoints").iterdir()] == [f"step-{step:08d}"]
     whole = tiny_config(tmp_path, *LONG_RUN, "name=whole")
-    finished = {"exit_code": 0, "step": 200}
+    finished = {"exit_code": 0, "step": 80}
     assert run_ranks(Path(__file__), tmp_path, "nobody", "long", "whole", num_ranks=2) == [[finished, finished]] * 2
     assert losses(run_dir) == losses(whole.run_dir)
-    assert_equal_tensors(checkpoint_tensors(run_dir, step=200), checkpoint_tensors(whole.run_dir, step=200))
+    assert_equal_tensors(checkpoint_tensors(run_dir, step=80), checkpoint_tensors(whole.run_dir, step=80))
 
 
 def main() -> list[dict[str, Any]]:

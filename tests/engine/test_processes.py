@@ -98,3 +98,12 @@ def test_deepspeed_warnings_go_to_standard_error() -> None:
     logger = logging.getLogger("DeepSpeed")
     assert logger.level == logging.WARNING
     assert [handler.stream for handler in logger.handlers if type(handler) is logging.StreamHandler] == [sys.stderr]
+
+
+def test_peak_memory_is_this_processs_own() -> None:
+    """A child begins anew, whatever its parent, which holds half a gigabyte, has had."""
+    ballast = bytearray(b"x") * (512 << 20)
+    command = "from vitscale.engine.processes import peak_resident_bytes; print(peak_resident_bytes())"
+    child = int(subprocess.run([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.split()[-1])
+    assert processes.peak_resident_bytes() > len(ballast)
+    assert 10 << 20 < child < processes.peak_resident_bytes() - (100 << 20)

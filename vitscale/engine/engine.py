@@ -1,7 +1,5 @@
 """One rank's engine: starts an objective under DeepSpeed, takes optimizer steps, predicts, and shows its sharded state."""
 
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from vitscale.engine import internals
 from vitscale.engine.deepspeed_config import EngineConfig, deepspeed_config
 from vitscale.engine.ema import WeightAverage
 from vitscale.engine.materialise import InitialValue, materialise, write_masters
-from vitscale.engine.processes import init_process_group
+from vitscale.engine.processes import init_process_group, peak_resident_bytes
 from vitscale.engine.recompute import apply_recompute
 from vitscale.engine.shards import EngineStore
 from vitscale.objectives.base import Objective, StepOutput
@@ -140,8 +138,7 @@ class Engine:
         """Largest memory so far: allocated on the GPU, or resident in this process on the CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_resident_bytes()
 
     def close(self) -> None:
         """Free weights, state and hooks. The engine is of no use afterwards; another may be built."""

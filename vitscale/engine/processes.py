@@ -3,8 +3,10 @@
 import atexit
 import logging
 import os
+import resource
 import sys
 import warnings
+from pathlib import Path
 
 import deepspeed
 import deepspeed.ops
@@ -106,3 +108,13 @@ def _configure_logging() -> None:
     # torch renames two collectives that DeepSpeed 0.19 still calls by the old name, at each call.
     pattern = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", message=pattern, category=FutureWarning)
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process has had resident. Not getrusage's figure, which begins at that of the parent process."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

@@ -80,7 +80,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
         stack.callback(loader.close)
         stop = StopRequest(stop_at_step=stop_at_step)
         stack.callback(stop.close)
-        sample_log = SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None)
+        sample_log = jointly(lambda: SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None))
         stack.callback(sample_log.close)
         reporter = _reporter(config, plan=plan, directory=directory, ranks=ranks, start=start, data=data, engine=engine)
         stack.callback(reporter.close)
