@@ -25,7 +25,7 @@ from vitscale.data.types import unstaged
 GLOBAL_BATCH = 16
 NUM_STEPS = 100
 TOPOLOGIES = [(world_size, num_workers) for world_size in (1, 2, 4, 8) for num_workers in (0, 1, 2, 3)]
-SOME = [(1, 3), (2, 2), (4, 0), (8, 3)]
+SOME = [(1, 3), (2, 2), (8, 3)]
 SIZES = {"large": 241, "middle": 90, "small": 45}
 TRANSFORM = TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig(crop="pad", padding=2, flip=True))
 
@@ -207,7 +207,7 @@ def faulty(packed: Path, tmp_path_factory: pytest.TempPathFactory, request: pyte
     return source, source.make(num_steps=40)
 
 
-@pytest.mark.parametrize(("world_size", "num_workers"), SOME)
+@pytest.mark.parametrize(("world_size", "num_workers"), SOME[1:])
 def test_lost_samples_are_replaced_alike_by_every_topology(faulty: tuple[Source, Made], world_size: int, num_workers: int) -> None:
     source, reference = faulty
     lost_ids = {sample.sample_id for lost in reference.lost for sample in lost}
