@@ -1,5 +1,6 @@
 """The plan: sizes of shards, the global order, requests that make no sense, and what makes two plans the same."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,16 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         PackRequest(source="table", input=Path("in/t.csv"), output=Path("out"), source_options=SourceOptions(image_root=Path("r")))
     )
     assert (made.input, made.output, made.source_options.image_root) == (tmp_path / "in/t.csv", tmp_path / "out", tmp_path / "r")
+
+
+@pytest.mark.parametrize("source", ["image-folder", "table", "tars", "idx"])
+def test_a_plan_of_relative_paths_is_that_of_absolute_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """So that either command goes on where the other was interrupted."""
+    monkeypatch.chdir(tmp_path)
+    write_image_folder(tmp_path / "photos")
+    (tmp_path / "t.csv").write_text("file\nphotos/ant/1.jpg\n")
+    pack(request(tmp_path / "tars", split="test"))
+    inputs = {"image-folder": "photos", "table": "t.csv", "tars": "tars", "idx": os.path.relpath(SAMPLE_FOLDER)}
+    options = SourceOptions(image_column="file") if source == "table" else SourceOptions()
+    relative = PackRequest(source=source, input=Path(inputs[source]), output=Path("out"), source_options=options)
+    assert plan_pack(relative).digest() == plan_pack(absolute(relative)).digest()
