@@ -118,6 +118,7 @@ def test_tars_that_lie_elsewhere(dataset: Dataset, tmp_path: Path, is_relative: 
     opened = open_dataset(index)
     assert SampleReader(opened).read(3, 9)[0].members.keys() == {"png", "cls"}
     assert opened.storage.root != opened.index_storage.root
+    assert opened.io_counters()["reads"] == 3
     (tmp_path / opened.shards[1].name).unlink()
     with pytest.raises(DataError, match=rf"{tmp_path}.*/{opened.shards[1].name}: cannot be read"):
         open_dataset(index)

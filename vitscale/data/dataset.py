@@ -4,6 +4,7 @@ import bisect
 import functools
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -88,6 +89,13 @@ class Dataset:
             return decode_index(self.index_storage.read_file(name), shard=shard, path=path)
         except DataError:  # once more: what is right in the store may have been damaged on its way
             return decode_index(self.index_storage.read_file(name), shard=shard, path=path)
+
+    def io_counters(self) -> dict[str, int]:
+        """What reading tars and indexes has cost in this process so far; see `Storage`."""
+        counters = Counter(self.storage.io_counters())
+        if self.manifest.shards_root is not None:  # otherwise both are read through one storage, which counted both
+            counters.update(self.index_storage.io_counters())
+        return dict(counters)
 
 
 def open_dataset(path: str | Path, *, cache: CacheConfig | None = None) -> Dataset:

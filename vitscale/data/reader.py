@@ -42,7 +42,7 @@ class SampleReader:
 
     def io_counters(self) -> Mapping[str, int]:
         """What reading has cost in this process so far; see `Storage`."""
-        return self._dataset.storage.io_counters()
+        return self._dataset.io_counters()
 
     def __reduce__(self) -> tuple[type["SampleReader"], tuple[Dataset]]:
         return SampleReader, (self._dataset,)
