@@ -15,12 +15,13 @@ import argparse
 import importlib
 import importlib.metadata
 import io
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,19 +30,19 @@ from typing import Any
 import PIL.Image
 import torch
 import webdataset
-from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from vitscale.config import ConfigError
 from vitscale.data.config import ShardsConfig
-from vitscale.data.decode import JpegDecoder
+from vitscale.data.demand import Demand
 from vitscale.data.lanes import LaneReader, rank_slice
-from vitscale.data.loader import Share, train_loader
+from vitscale.data.loader import Share, TrainLoader, train_loader
+from vitscale.data.processes import start_fork_server
 from vitscale.data.reader import SampleReader
-from vitscale.data.source import Demand, ShardData, open_shards
+from vitscale.data.source import ShardData, open_shards
 from vitscale.data.transforms import AugmentConfig, TrainTransform
 from vitscale.data.turbojpeg import require_turbojpeg
-from vitscale.data.types import unstaged
+from vitscale.data.types import JpegDecoder, unstaged
 from vitscale.data.worker import Part
 
 BATCH = 64
@@ -117,24 +118,41 @@ def workers(tiles: Path, rounds: int) -> None:
 
 
 def start(tiles: Path, rounds: int) -> None:
-    """From opening the data set to the first batch, one loader process, the shards out of the page cache, a fresh process each."""
+    """From opening the data set to the first batch, one loader process, the shards out of the page cache, a fresh process each.
+
+    A run lets the fork server import torch while it builds the model; what that takes is measured apart.
+    """
     shards = tiles / "small" / "shards"
     command = [sys.executable, "-c", f"from benchmarks.streaming import print_start; print_start({str(shards)!r})"]
-    seconds = []
+    found: list[list[float]] = []
     for _ in range(rounds):
         _drop_from_page_cache(shards)
-        seconds.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print(f"\nFirst batch from cold: median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s")
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append([float(seconds) for seconds in output.split()])
+    for name, seconds in zip(
+        ("Fork server (beside the building of the model)", "First batch from cold"), zip(*found, strict=True), strict=True
+    ):
+        print(f"\n{name}: median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s")
 
 
 def print_start(shards: str) -> None:
     """The measured part of `start`, in its own process."""
     torch.set_num_threads(1)
-    started = time.monotonic()
+    times = [time.monotonic()]
+    start_fork_server()
+    process = multiprocessing.get_context("forkserver").Process(target=_nothing)
+    process.start()
+    process.join()
+    times.append(time.monotonic())
     loader = _loader(Path(shards), decoder="simplejpeg", num_workers=1)
     next(loader)
-    print(time.monotonic() - started)
+    times.append(time.monotonic())
+    print(times[1] - times[0], times[2] - times[1])
     loader.close()
+
+
+def _nothing() -> None:
+    """A process that shows that the fork server answers."""
 
 
 def _compare(title: str, arms: list[Arm], *, num_images: int, rounds: int) -> None:
@@ -235,7 +253,7 @@ def _loader_speed(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> fl
     return WORKER_BATCHES * BATCH / seconds
 
 
-def _loader(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> Iterator[dict[str, Tensor]]:
+def _loader(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> TrainLoader:
     share = Share(rank=0, world_size=1, num_workers=num_workers, prefetch=4)
     return train_loader(_parts(shards, decoder=decoder), share=share, batch_keys=frozenset({"image", "label"}))
 

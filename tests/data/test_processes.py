@@ -1,15 +1,17 @@
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vitscale.config import DataError, UsageError
-from vitscale.data.processes import IGNORED_SIGNALS, PartStream, _explain_loss
+from vitscale.data.processes import IGNORED_SIGNALS, PartStream, _explain_loss, start_fork_server
 from vitscale.data.worker import Part
 
 
@@ -35,6 +37,22 @@ class Numbers(IterableDataset[Part]):
 def rows(stream: PartStream, count: int) -> list[list[int]]:
     batches = [next(stream).batch for _ in range(count)]
     return [batch["row"].tolist()[:2] for batch in batches if batch is not None]
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_the_fork_server_can_be_started_before_any_loader_and_serves_it() -> None:
+    start_fork_server()
+    start_fork_server()
+    server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    assert parent_of(server) == os.getpid()
+    stream = PartStream(Numbers(), num_workers=1, prefetch=1)
+    part = next(stream).batch
+    assert part is not None
+    assert parent_of(int(part["row"][2])) == server
+    stream.close()
 
 
 def loader_processes() -> list[multiprocessing.process.BaseProcess]:

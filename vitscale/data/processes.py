@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing
+import multiprocessing.forkserver
 import signal
 from collections.abc import Iterator
 from multiprocessing.connection import wait
@@ -25,6 +26,15 @@ _PRELOAD = ["torch", "vitscale.data.process_server"]
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _JOIN_SECONDS = 5.0
 _DEATH_SECONDS = 1.0
+
+
+def start_fork_server() -> None:
+    """Let the fork server import torch while other things are built: the first loader then starts in a tenth of the time.
+
+    May be called twice, and need not be called at all.
+    """
+    multiprocessing.get_context(_START_METHOD).set_forkserver_preload(_PRELOAD)
+    multiprocessing.forkserver.ensure_running()
 
 
 class PartStream(Iterator[Part]):

@@ -16,6 +16,7 @@ from vitscale.config import CheckpointError, ConfigError, DataError
 from vitscale.data.demand import Demand
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, train_loader
+from vitscale.data.processes import start_fork_server
 from vitscale.data.source import TrainingData, open_training_data
 from vitscale.data.types import InputSpec, LostSample, StagedTransform
 from vitscale.dist.agreement import jointly, on_main
@@ -57,6 +58,8 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(exclusive(directory)))
         jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
+        if config.data.num_workers:
+            start_fork_server()  # after the log, which its processes write to
         decision = _decide(config, plan=plan, directory=directory, allow_change=allow_change)
         plan = with_lanes(plan, lanes=decision.lanes)
         config = resolve(config, plan=plan)
