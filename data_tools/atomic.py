@@ -34,7 +34,7 @@ def output_errors(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_folder(folder: Path, *, purpose: str) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Make `folder` and hold its lock, which the kernel drops with the process. Raises `UsageError` while another one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -42,7 +42,7 @@ def locked_folder(folder: Path, *, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{folder.parent}: another process is {purpose} it. Wait for it, or give another --output.") from None
+            raise UsageError(f"{folder}: another process is working there. Wait for it, or give another folder.") from None
         yield
     finally:
         os.close(descriptor)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")]
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a packed or indexed data set.")]
+Work = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keep what is done there, so that a killed command goes on when it is started again."),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as many as pay, at most 16.")]
 
 
@@ -79,7 +83,9 @@ def verify(
     sample: Annotated[float, typer.Option(min=0.0, max=1.0, metavar="FRACTION", help="Check this share of the samples. Default: 1.")] = 1.0,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every checked image as well.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings there.")] = None,
+    work: Work = None,
     workers: Workers = None,
+    dry_run: DryRun = False,
     debug: Debug = False,
 ) -> None:
     """Check a data set: every byte, or a share of the samples. Exit code 10 where anything is wrong.
@@ -98,10 +104,12 @@ def verify(
         from .verify import verify_dataset, write_report
 
         opened = open_unchecked(dataset)
+        if dry_run:
+            _print_dry_run("check", opened, share=sample, outputs=[json])
+            return
+        num_workers = workers or _workers_for(opened, share=sample)
         with progress("verifying", total=opened.num_samples) as report:
-            found = verify_dataset(
-                opened, fraction=sample, decodes=decode, workers=workers or _workers_for(opened, share=sample), report=report
-            )
+            found = verify_dataset(opened, fraction=sample, decodes=decode, work=work, workers=num_workers, report=report)
         _print_findings(found)
         if json is not None:
             with output_errors(json):
@@ -122,6 +130,15 @@ def _workers_for(dataset: Dataset, *, share: float = 1.0, cost: int = 1) -> int:
     return default_workers(int(sum(shard.bytes for shard in dataset.shards) * share) * cost)
 
 
+def _print_dry_run(what: str, dataset: Dataset, *, share: float, outputs: list[Path | None]) -> None:
+    samples = (
+        f"{dataset.num_samples} samples" if share == 1.0 else f"about {dataset.num_samples * share:.0f} of {dataset.num_samples} samples"
+    )
+    typer.echo(f"would {what}, and did not (--dry-run): {samples} in {len(dataset.shards)} shards of {dataset.storage.root}")
+    names = [str(path) for path in outputs if path is not None]
+    typer.echo(f"would write: {' and '.join(names) or 'nothing'}")
+
+
 def _print_findings(found: VerifyReport) -> None:
     for shard in found.shards:
         state = "damaged" if shard.findings else "ok"
@@ -139,7 +156,9 @@ def stats(
     ] = 1.0,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything that was counted there.")] = None,
     plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw histograms there, as PNG.")] = None,
+    work: Work = None,
     workers: Workers = None,
+    dry_run: DryRun = False,
     debug: Debug = False,
 ) -> None:
     """Measure a data set: sizes, classes, mean and std of the channels, duplicate keys, proportions of the images."""
@@ -156,8 +175,12 @@ def stats(
         if plots is not None:
             require_matplotlib()
         opened = open_dataset(dataset)
+        if dry_run:
+            _print_dry_run("measure", opened, share=sample, outputs=[json, plots])
+            return
+        num_workers = workers or _workers_for(opened, share=sample, cost=15)
         with progress("measuring", total=opened.num_samples) as report:
-            found = measure(opened, fraction=sample, workers=workers or _workers_for(opened, share=sample, cost=15), report=report)
+            found = measure(opened, fraction=sample, work=work, workers=num_workers, report=report)
         _print_stats(found)
         for output, write in ((json, write_json), (plots, write_plots)):
             if output is not None:

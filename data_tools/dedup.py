@@ -92,7 +92,7 @@ def dedup(request: DedupRequest, *, workers: int = 1, report: Callable[[int], No
     """
     check_request(request)
     started = time.monotonic()
-    with output_errors(request.output), locked_folder(request.work, purpose="comparing images for"):
+    with output_errors(request.output), locked_folder(request.work):
         own, *others = _fingerprints(request, workers=workers, report=report)
         _refuse_repeated_keys(own, dataset=request.dataset)
         matches = find_matches(own, against=others, max_distance=request.max_distance, compares_own=request.compares_own)

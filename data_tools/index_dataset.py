@@ -111,7 +111,7 @@ def write_index(plan: IndexPlan, *, workers: int = 1, report: Callable[[int], No
     """
     started = time.monotonic()
     work = plan.output / WORK_FOLDER
-    with output_errors(plan.output), locked_folder(work, purpose="indexing"):
+    with output_errors(plan.output), locked_folder(work):
         results = run_jobs(index_shard, plan.jobs, workers=workers, report=report)
         records = _usable(results, plan=plan)
         duplicates = _duplicates(plan, records=records)

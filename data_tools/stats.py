@@ -19,7 +19,8 @@ from vitscale.data.types import RawSample, UnreadableSampleError
 
 from .atomic import replace_file
 from .jobs import Advance, run_jobs
-from .key_hashes import KeyTable, Place, duplicate_keys, key_table
+from .kept_results import Form, keeping
+from .key_hashes import KEY_DTYPE, KeyTable, Place, duplicate_keys, key_table
 from .samples import Part, chosen, parts, scan_chosen
 
 NUM_CHANNELS = 3
@@ -100,14 +101,23 @@ class Stats:
         return tuple(moments(values)[1] for values in self.counts.pixel_values.tolist())
 
 
-def measure(dataset: Dataset, *, fraction: float = 1.0, workers: int = 1, report: Callable[[int], None] | None = None) -> Stats:
+def measure(
+    dataset: Dataset,
+    *,
+    fraction: float = 1.0,
+    work: Path | None = None,
+    workers: int = 1,
+    report: Callable[[int], None] | None = None,
+) -> Stats:
     """Measure all samples or a share of them; `report(n)` is called with the number of samples done.
 
-    The result is the same for any number of workers. Damaged samples and images are counted, not raised.
+    The result is the same for any number of workers. Damaged samples and images are counted, not raised. What is done is
+    kept in the folder `work` until all is.
     """
     started = time.monotonic()
     jobs = [StatsJob(dataset=dataset, part=part, fraction=fraction) for part in parts(dataset)]
-    measured = run_jobs(measure_part, jobs, workers=workers, report=report)
+    with keeping(measure_part, folder=work, form=_MEASURED) as task:
+        measured = run_jobs(task, jobs, workers=workers, report=report)
     counts = Counts()
     for part_counts, _ in measured:
         counts.add(part_counts)
@@ -244,3 +254,31 @@ def _filled(histogram: Counter[int], edges: Sequence[float]) -> list[int]:
 def label_order(label: str) -> tuple[int, str]:
     """Numbers by their value, then everything else."""
     return (int(label), "") if label.isdecimal() else (1 << 62, label)
+
+
+def _result_name(job: StatsJob) -> str:
+    return f"{job.dataset.sha256[:32]}-{job.part.first}-{job.part.stop}-{job.fraction!r}.json"
+
+
+def _num_samples(job: StatsJob) -> int:
+    return job.part.stop - job.part.first
+
+
+def _encoded(measured: tuple[Counts, KeyTable]) -> bytes:
+    counts, table = measured
+    values = {**vars(counts), "pixel_values": counts.pixel_values.tolist()}
+    # Histograms have numbers for keys, which JSON objects cannot.
+    lists = {name: sorted(value.items()) if isinstance(value, Counter) else value for name, value in values.items()}
+    return json.dumps({"counts": lists, "keys": table.tolist()}).encode()
+
+
+def _decoded(raw: bytes) -> tuple[Counts, KeyTable]:
+    values = json.loads(raw)
+    counts = Counts(**values["counts"])
+    for name in ("labels", "byte_histogram", "side_histogram", "aspect_histogram"):
+        setattr(counts, name, Counter(dict(values["counts"][name])))
+    counts.pixel_values = np.array(values["counts"]["pixel_values"], np.int64)
+    return counts, np.array([tuple(row) for row in values["keys"]], KEY_DTYPE)
+
+
+_MEASURED = Form(name=_result_name, size=_num_samples, encode=_encoded, decode=_decoded)

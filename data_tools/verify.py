@@ -2,9 +2,8 @@
 
 import json
 import time
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vitscale.config import DataError
@@ -18,6 +17,7 @@ from vitscale.data.ustar import MalformedTarError, parse_sample
 
 from .atomic import replace_file
 from .jobs import Advance, run_jobs
+from .kept_results import Form, keeping
 from .range_file import RangeFile
 from .samples import Part, chosen, scan_chosen
 
@@ -69,20 +69,27 @@ class VerifyReport:
 
 
 def verify_dataset(
-    dataset: Dataset, *, fraction: float = 1.0, decodes: bool = False, workers: int = 1, report: Callable[[int], None] | None = None
+    dataset: Dataset,
+    *,
+    fraction: float = 1.0,
+    decodes: bool = False,
+    work: Path | None = None,
+    workers: int = 1,
+    report: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Check every shard; `report(n)` is called with the number of samples done. Damage is reported, not raised.
 
     With `fraction` 1 the sha256 of every tar and index and the scan of every tar are compared with the manifest and the
     index, and every sample is parsed; with less only the crc32 of that share of the samples, and they are parsed.
-    `dataset` need not be sound: see `open_unverified`.
+    `dataset` need not be sound: see `open_unchecked`. What is done is kept in the folder `work` until all is.
     """
     started = time.monotonic()
     jobs = [
         VerifyJob(dataset=dataset, shard=shard, first_id=first_id, fraction=fraction, decodes=decodes)
         for shard, first_id in zip(dataset.shards, dataset.shard_starts, strict=False)
     ]
-    shards = run_jobs(verify_shard, jobs, workers=workers, report=report)
+    with keeping(verify_shard, folder=work, form=_REPORTS) as task:
+        shards = run_jobs(task, jobs, workers=workers, report=report)
     return VerifyReport(root=dataset.storage.root, shards=tuple(shards), seconds=time.monotonic() - started)
 
 
@@ -109,17 +116,7 @@ def verify_shard(job: VerifyJob, advance: Advance) -> ShardReport:
 
 def write_report(report: VerifyReport, path: Path) -> None:
     """The findings as JSON. Raises `OSError`."""
-    shards = [
-        {
-            "name": shard.name,
-            "num_samples": shard.num_samples,
-            "num_checked": shard.num_checked,
-            "num_damaged": shard.num_damaged,
-            "findings": list(shard.findings),
-        }
-        for shard in report.shards
-    ]
-    values = {"root": report.root, "is_sound": report.is_sound, "shards": shards}
+    values = {"root": report.root, "is_sound": report.is_sound, "shards": [asdict(shard) for shard in report.shards]}
     replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
@@ -132,7 +129,8 @@ def _whole_problems(job: VerifyJob, *, table: IndexTable) -> list[str]:
     try:
         for sample in scan_samples(file, path=path):
             parse_sample(memoryview(sample.raw))
-            found[sample.offset] = len(sample.raw), zlib.crc32(sample.raw)
+            offset, length, crc = sample.row
+            found[offset] = length, crc
     except (DataError, MalformedTarError) as error:
         return [str(error)]
     if file.sha256 != shard.sha256:
@@ -175,3 +173,23 @@ def _report(job: VerifyJob, *, num_checked: int, num_damaged: int, findings: Seq
     return ShardReport(
         name=job.shard.name, num_samples=job.shard.num_samples, num_checked=num_checked, num_damaged=num_damaged, findings=shown + more
     )
+
+
+def _result_name(job: VerifyJob) -> str:
+    return f"{job.dataset.sha256[:32]}-{job.first_id}-{job.fraction!r}-{job.decodes}.json"
+
+
+def _encoded(report: ShardReport) -> bytes:
+    return json.dumps(asdict(report)).encode()
+
+
+def _decoded(raw: bytes) -> ShardReport:
+    values = json.loads(raw)
+    return ShardReport(**{**values, "findings": tuple(values["findings"])})
+
+
+def _num_samples(job: VerifyJob) -> int:
+    return job.shard.num_samples
+
+
+_REPORTS = Form(name=_result_name, size=_num_samples, encode=_encoded, decode=_decoded)

@@ -38,10 +38,10 @@ def test_the_old_file_stays_where_the_new_one_cannot_be_written(tmp_path: Path, 
 def test_a_folder_has_one_holder_and_the_lock_ends_with_it(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "work"
     with (
-        locked_folder(folder, purpose="indexing"),
-        pytest.raises(UsageError, match="out: another process is indexing it"),
-        locked_folder(folder, purpose="indexing"),
+        locked_folder(folder),
+        pytest.raises(UsageError, match=r"out/work: another process is working there"),
+        locked_folder(folder),
     ):
         pass
-    with locked_folder(folder, purpose="indexing"):
+    with locked_folder(folder):
         pass

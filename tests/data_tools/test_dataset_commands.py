@@ -122,3 +122,18 @@ def test_dedup_then_exclude(dataset: Path, tmp_path: Path) -> None:
 def test_an_error_is_one_paragraph(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     (error,) = run(*(text.replace("MISSING", str(tmp_path / "missing")) for text in arguments), code=code)
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "second"),
+    [
+        (
+            ["verify", "--sample", "0.5"],
+            "would check, and did not (--dry-run): about 6 of 12 samples in 2 shards of ",
+            "would write: nothing",
+        ),
+        (["stats", "--json", "x.json"], "would measure, and did not (--dry-run): 12 samples in 2 shards of ", "would write: x.json"),
+    ],
+)
+def test_dry_runs_of_what_only_looks(dataset: Path, command: list[str], first: str, second: str) -> None:
+    assert run(*command, dataset, "--dry-run") == [f"{first} samples in 2 shards of {dataset}", second]

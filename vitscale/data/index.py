@@ -3,7 +3,6 @@
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from vitscale.config import DataError
 from vitscale.data.manifest import Shard
@@ -49,7 +49,7 @@ class ScannedSample:
     @property
     def row(self) -> tuple[int, int, int]:
         """Its row of the index."""
-        return self.offset, len(self.raw), zlib.crc32(self.raw)
+        return self.offset, len(self.raw), isal_zlib.crc32(self.raw)
 
 
 class ByteStream(Protocol):
