@@ -131,10 +131,8 @@ def _workers_for(dataset: Dataset, *, share: float = 1.0, cost: int = 1) -> int:
 
 
 def _print_dry_run(what: str, dataset: Dataset, *, share: float, outputs: list[Path | None]) -> None:
-    samples = (
-        f"{dataset.num_samples} samples" if share == 1.0 else f"about {dataset.num_samples * share:.0f} of {dataset.num_samples} samples"
-    )
-    typer.echo(f"would {what}, and did not (--dry-run): {samples} in {len(dataset.shards)} shards of {dataset.storage.root}")
+    count = str(dataset.num_samples) if share == 1.0 else f"about {dataset.num_samples * share:.0f} of {dataset.num_samples}"
+    typer.echo(f"would {what}, and did not (--dry-run): {count} samples in {len(dataset.shards)} shards of {dataset.storage.root}")
     names = [str(path) for path in outputs if path is not None]
     typer.echo(f"would write: {' and '.join(names) or 'nothing'}")
 
