@@ -104,17 +104,35 @@ def end_to_end(tiles: Path, rounds: int, *, corpus: str, num_images: int) -> Non
 
 
 def workers(tiles: Path, rounds: int) -> None:
-    """Images per second of wall time, by loader processes."""
+    """Images per second of wall time by loader processes, and the CPU time behind it, which a busy machine changes little.
+
+    On as many idle cores as there are processes, two make batches in half the time if the CPU time per image does not grow.
+    """
     shards = tiles / "small" / "shards"
     for decoder in _decoders():
-        speeds: dict[int, list[float]] = {1: [], 2: []}
+        runs: dict[int, list[LoaderRun]] = {1: [], 2: []}
         for _ in range(rounds):
-            for num_workers, found in speeds.items():
-                found.append(_loader_speed(shards, decoder=decoder, num_workers=num_workers))
-        one, two = (statistics.median(found) for found in speeds.values())
-        ratios = sorted(second / first for first, second in zip(*speeds.values(), strict=True))
-        print(f"\nLoader processes, {decoder}: 1: {one:.0f} images/s, 2: {two:.0f} images/s, {two / one:.2f}x")
-        print(f"  round by round {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+            for num_workers, found in runs.items():
+                found.append(_run_loader(shards, decoder=decoder, num_workers=num_workers))
+        print(f"\nLoader processes, {decoder}, median of {rounds} alternating rounds")
+        for num_workers, found in runs.items():
+            rate, worker, here = (
+                statistics.median(getattr(run, name) for run in found) for name in ("images_per_second", "worker_ms", "here_ms")
+            )
+            print(f"  {num_workers}: {rate:6.0f} images/s; CPU per image {worker:.2f} ms in the processes, {here:.3f} ms in training's own")
+        for name, kind in (("wall time", "images_per_second"), ("CPU time allows", "possible")):
+            ratios = [getattr(two, kind) / getattr(one, kind) for one, two in zip(*runs.values(), strict=True)]
+            print(f"  two are {statistics.median(ratios):.2f}x one by {name} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderRun:
+    """What loading took; `possible` is the rate that the processes reach on a core each."""
+
+    images_per_second: float
+    worker_ms: float
+    here_ms: float
+    possible: float
 
 
 def start(tiles: Path, rounds: int) -> None:
@@ -241,16 +259,30 @@ def _ours(shards: Path, num_images: int, *, decoder: JpegDecoder) -> int:
     return done
 
 
-def _loader_speed(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> float:
+def _run_loader(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> LoaderRun:
     loader = _loader(shards, decoder=decoder, num_workers=num_workers)
     for _ in range(8):  # what was prepared ahead while the processes started is not counted
         next(loader)
-    started = time.monotonic()
+    processes = [process.pid for process in multiprocessing.active_children()]
+    assert len(processes) == num_workers, processes
+    before, here, started = sum(map(_cpu_seconds, processes)), time.process_time(), time.monotonic()
     for _ in range(WORKER_BATCHES):
         next(loader)
-    seconds = time.monotonic() - started
+    seconds, here = time.monotonic() - started, time.process_time() - here
+    worker_seconds = sum(map(_cpu_seconds, processes)) - before
     loader.close()
-    return WORKER_BATCHES * BATCH / seconds
+    num_images = WORKER_BATCHES * BATCH
+    return LoaderRun(
+        images_per_second=num_images / seconds,
+        worker_ms=1000 * worker_seconds / num_images,
+        here_ms=1000 * here / num_images,
+        possible=num_workers * num_images / worker_seconds,
+    )
+
+
+def _cpu_seconds(process: int | None) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _loader(shards: Path, *, decoder: JpegDecoder, num_workers: int) -> TrainLoader:
