@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ MAX_UNNAMED_CLASSES = 1 << 20
 """Labels are taken for class numbers up to this one; beyond it they number something else, and no class is named."""
 
 _NUM_SHOWN = 5
+_SIZE_THREADS = 16
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -87,18 +89,21 @@ def plan_index(request: IndexRequest) -> IndexPlan:
     job = IndexJob(
         storage=storage,
         name="",
+        size=0,
         output=output,
         work=output / WORK_FOLDER,
         num_classes=num_classes,
         allow_pickles=request.allow_pickles,
     )
-    jobs = tuple(replace(job, name=name) for name in names)
+    # In an object store each size is a request.
+    with ThreadPoolExecutor(_SIZE_THREADS) as threads:
+        jobs = tuple(replace(job, name=name, size=size) for name, size in zip(names, threads.map(storage.size, names), strict=True))
     return IndexPlan(
         request=request,
         storage=storage,
         output=output,
         jobs=jobs,
-        num_bytes=sum(storage.size(name) for name in names),
+        num_bytes=sum(job.size for job in jobs),
         num_finished=sum(read_record(job) is not None for job in jobs),
     )
 

@@ -36,6 +36,8 @@ class IndexJob:
 
     storage: Storage
     name: str
+    size: int
+    """Bytes of the tar."""
     output: Path
     work: Path
     num_classes: int | None
@@ -95,7 +97,7 @@ def keys_path(job: IndexJob) -> Path:
 def _index(job: IndexJob, advance: Advance) -> ShardRecord:
     path = f"{job.storage.root}/{job.name}"
     fingerprint = _fingerprint(job)
-    file = RangeFile(job.storage, job.name)
+    file = RangeFile(job.storage, job.name, size=job.size)
     rows: list[tuple[int, int, int]] = []
     keys: list[str] = []
     members: set[str] = set()
@@ -142,9 +144,8 @@ def _record_path(job: IndexJob) -> Path:
 
 
 def _fingerprint(job: IndexJob) -> str:
-    size = job.storage.size(job.name)
     changed = os.stat(Path(job.storage.root) / job.name).st_mtime_ns if isinstance(job.storage, LocalStorage) else 0
-    return f"{size} {changed} {job.num_classes} {job.allow_pickles}"
+    return f"{job.size} {changed} {job.num_classes} {job.allow_pickles}"
 
 
 class _Labels:

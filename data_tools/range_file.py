@@ -10,8 +10,9 @@ _RANGE_BYTES = 16 << 20
 class RangeFile:
     """Sequential reads of one file of any storage. `sha256` is that of the whole once `read` has come to the end."""
 
-    def __init__(self, storage: Storage, name: str, *, range_bytes: int = _RANGE_BYTES) -> None:
-        self.size = storage.size(name)
+    def __init__(self, storage: Storage, name: str, *, size: int | None = None, range_bytes: int = _RANGE_BYTES) -> None:
+        """`size` is asked for where it is not known."""
+        self.size = storage.size(name) if size is None else size
         self._storage = storage
         self._name = name
         self._range_bytes = range_bytes

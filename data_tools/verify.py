@@ -90,7 +90,7 @@ def verify_dataset(
     ]
     with keeping(verify_shard, folder=work, form=_REPORTS) as task:
         shards = run_jobs(task, jobs, workers=workers, report=report)
-    return VerifyReport(root=dataset.storage.root, shards=tuple(shards), seconds=time.monotonic() - started)
+    return VerifyReport(root=dataset.index_storage.root, shards=tuple(shards), seconds=time.monotonic() - started)
 
 
 def verify_shard(job: VerifyJob, advance: Advance) -> ShardReport:
