@@ -46,7 +46,7 @@ def apply_operations(image_HWC: Image, operations: Sequence[Operation]) -> Image
         else:
             for operation in group:
                 picture = OPERATIONS[operation.name](picture, operation)
-    return np.asarray(picture).reshape(image_HWC.shape)
+    return np.array(picture).reshape(image_HWC.shape)
 
 
 def _as_picture(image_HWC: Image) -> Picture:
