@@ -1,10 +1,15 @@
 """Files that are replaced as a whole, and the lock of a working folder that outlives a killed command."""
 
 import fcntl
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from vitscale.config import DataError, UsageError
 
@@ -19,6 +24,13 @@ def replace_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+def replace_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """`replace_file` with a .npy file, no pickle. Raises `OSError`."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    replace_file(path, stream.getvalue())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from vitscale.data.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
 
+from .atomic import replace_array
 from .jobs import Advance
 from .key_hashes import key_hash
 from .perceptual_hash import perceptual_hash
@@ -59,7 +60,7 @@ def fingerprint_part(job: FingerprintJob, advance: Advance) -> Fingerprints:
         rows += [fingerprint(sample) for sample in samples]
         advance(len(samples))
     table = np.array(rows, FINGERPRINT_DTYPE)
-    _keep(table, path)
+    replace_array(path, table)
     return table
 
 
@@ -87,10 +88,3 @@ def _loaded(path: Path) -> Fingerprints:
     table: Fingerprints = np.load(path, allow_pickle=False)
     assert table.dtype == FINGERPRINT_DTYPE, table.dtype
     return table
-
-
-def _keep(table: Fingerprints, path: Path) -> None:
-    """Write under another name first: what is there under its own is whole."""
-    draft = path.with_suffix(".partial.npy")
-    np.save(draft, table, allow_pickle=False)
-    draft.rename(path)

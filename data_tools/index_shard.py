@@ -16,7 +16,7 @@ from vitscale.data.manifest import Shard
 from vitscale.data.storage import LocalStorage, Storage
 from vitscale.data.ustar import parse_sample
 
-from .atomic import replace_file
+from .atomic import replace_array, replace_file
 from .jobs import Advance
 from .key_hashes import key_table
 from .range_file import RangeFile
@@ -135,7 +135,7 @@ def _write(job: IndexJob, *, index: bytes, keys: list[str], record: ShardRecord)
     index_path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(index_path, index)
     keys_path(job).parent.mkdir(parents=True, exist_ok=True)
-    np.save(keys_path(job), key_table(keys), allow_pickle=False)
+    replace_array(keys_path(job), key_table(keys))
     replace_file(_record_path(job), json.dumps(record.model_dump(mode="json")).encode())
 
 

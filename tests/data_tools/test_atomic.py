@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vitscale.config import DataError, UsageError
-from vitscale_data_tools.atomic import locked_folder, output_errors, replace_file
+from vitscale_data_tools.atomic import locked_folder, output_errors, replace_array, replace_file
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -15,6 +16,15 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
         replace_file(path, data)
         assert path.read_bytes() == data
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_array_is_read_back_and_never_an_object(tmp_path: Path) -> None:
+    table = np.array([(1, 2)], [("a", "<u8"), ("b", "<u4")])
+    replace_array(tmp_path / "t.npy", table)
+    assert np.array_equal(np.load(tmp_path / "t.npy", mmap_mode="r", allow_pickle=False), table)
+    with pytest.raises(ValueError, match="pickle"):
+        replace_array(tmp_path / "o.npy", np.array([{}], object))
+    assert os.listdir(tmp_path) == ["t.npy"]
 
 
 def test_a_draft_that_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -232,3 +233,26 @@ def test_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file/out: cannot be written"):
         index(source, output=tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.dist)])
+def test_a_full_disk_is_one_paragraph_and_what_is_done_stays(source: Path, tmp_path: Path, workers: int) -> None:
+    """A limit on the size of files stands in for a full disk: the kernel refuses the write."""
+    write_tar(source / "z.tar", {f"{number:06d}": {"txt": b"x"} for number in range(600)})
+    output = tmp_path / "out"
+    command = ["index", str(source), "--output", str(output), "--workers", str(workers)]
+    result = subprocess.run(
+        [sys.executable, "-m", "vitscale_data_tools", *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)),
+    )
+    assert result.returncode == 10, result.stderr
+    assert result.stderr.startswith(f"error: {output}: cannot be written: File too large. Free")
+    assert result.stderr.count("\n") == 1
+    assert not (output / "manifest.json").exists()
+    plan = plan_index(IndexRequest(source=str(source), output=output))
+    assert plan.num_finished >= 2
+    assert write_index(plan).manifest.num_samples == 621
