@@ -123,6 +123,67 @@ def test_members_of_no_sample_are_passed_over_and_named(tmp_path: Path) -> None:
     assert _parsed(tmp_path / "t.tar") == [("a", {"jpg": b"a.jpg", "cls": b"a.cls"}), ("b", {"jpg": b"b.jpg"})]
 
 
+ENTRIES = st.sampled_from(
+    [
+        ("file", "a.png"),
+        ("file", "a.cls"),
+        ("file", "b.png"),
+        ("file", "README"),
+        ("file", "k" * 130 + ".png"),
+        ("file", "ü" * 70 + ".cls"),
+        ("folder", "a.png"),
+        ("folder", "d" * 120),
+        ("pax", {"path": "a.txt"}),
+        ("pax", {"path": ""}),
+        ("pax", {"size": "3"}),
+        ("pax", {"size": "0"}),
+        ("pax", {"mtime": "1.5"}),
+        ("pax of all", {"comment": "x" * 600}),
+        ("link", "a.png"),
+    ]
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@given(
+    entries=st.lists(ENTRIES, min_size=1, max_size=6),
+    dialect=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    changes=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from([0, 100, 124, 130, 156, 157, 257, 345]), st.binary(min_size=1, max_size=12)),
+        max_size=2,
+    ),
+)
+def test_scanner_and_parser_agree_on_any_tar(
+    entries: list[tuple[str, object]], dialect: int, changes: list[tuple[int, int, bytes]]
+) -> None:
+    """However extension headers, folders and files follow each other, and whatever a header says with a checksum that is right:
+    the tar is refused in a sentence, or the reader finds in each span the sample that the scan found there."""
+    raw = bytearray(b"".join(entry(kind, value, dialect=dialect) for kind, value in entries))
+    for number, place, data in changes:
+        start = number * 1024 % len(raw)
+        raw[start + place : start + place + len(data)] = data
+        header = raw[start : start + 512]
+        raw[start + 148 : start + 156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 256)
+    try:
+        samples = list(scan_samples(io.BytesIO(bytes(raw) + END_OF_ARCHIVE), path="t"))
+    except DataError:
+        return
+    for sample in samples:
+        key, members = parse_sample(memoryview(sample.raw))
+        assert (key, tuple(members)) == (sample.key, sample.extensions)
+        assert bytes(raw[sample.offset : sample.offset + len(sample.raw)]) == sample.raw
+
+
+def entry(kind: str, value: object, *, dialect: int) -> bytes:
+    """An entry with the extension headers that tarfile writes for it; a file holds three bytes."""
+    if isinstance(value, dict):
+        return pax(value, kind=tarfile.XHDTYPE if kind == "pax" else tarfile.XGLTYPE)[:-1024]
+    info = tarfile.TarInfo(str(value))
+    info.type = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE, "link": tarfile.LNKTYPE}[kind]
+    info.size = 3 if kind == "file" else 0
+    return info.tobuf(dialect, "utf-8") + (b"xyz".ljust(512, b"\0") if kind == "file" else b"")
+
+
 def test_two_names_for_one_member_are_refused(tmp_path: Path) -> None:
     gnu = tarfile.TarInfo("k" * 150 + ".png").tobuf(tarfile.GNU_FORMAT)[:1024]
     (tmp_path / "t.tar").write_bytes(gnu + pax({"path": "b.png"}) + END_OF_ARCHIVE)

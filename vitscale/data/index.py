@@ -200,7 +200,7 @@ def _entries(stream: ByteStream, *, path: str) -> Iterator[_Entry]:
         if len(body) != padded_bytes(size):
             raise DataError(f"{path}: cut short inside the member at byte {offset}. Restore or write the tar again.")
         try:
-            name = announced.name or header_name(header)
+            name = header_name(header) if announced.name is None else announced.name
             announced = NOTHING if kind in REGULAR_TYPES else announced.after(kind, body[:size])
         except UnicodeDecodeError:
             raise DataError(f"{path}: the name of the entry at byte {offset} is not UTF-8: {header[:100]!r}. Rename the file.") from None
