@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from webdataset import TarWriter
 
@@ -144,6 +144,7 @@ ENTRIES = st.sampled_from(
 )
 
 
+@example(entries=[("pax", {"size": "3"}), ("file", "a.png")], dialect=tarfile.GNU_FORMAT, changes=[(1, 124, b"\x01")])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
 @given(
     entries=st.lists(ENTRIES, min_size=1, max_size=6),

@@ -84,8 +84,9 @@ def parse_sample(data: memoryview) -> tuple[str, dict[str, memoryview]]:
         while position < end:
             header = bytes(data[position : position + BLOCK_BYTES])
             kind = header[156]
-            size = int(header[124:136].strip(b" \0"), 8)
-            if announced is not NOTHING and announced.size is not None and kind in REGULAR_TYPES:
+            if announced is NOTHING or announced.size is None or kind not in REGULAR_TYPES:
+                size = int(header[124:136].strip(b" \0"), 8)
+            else:
                 size = announced.size
             start = position + BLOCK_BYTES
             position = start - (-size // BLOCK_BYTES) * BLOCK_BYTES  # a call of padded_bytes would show
