@@ -111,6 +111,7 @@ def count(detector: Detector, damaged: list[bytes], *, folder: Path) -> int:
     return sum(detector(folder, raw) for raw in damaged)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open that it stumbled over
 def test_every_cut_and_every_flip_is_detected(restored: Path, data: bytes) -> None:
     until = end_of_samples(restored)
     table = {

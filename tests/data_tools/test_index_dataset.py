@@ -235,7 +235,8 @@ def test_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
         index(source, output=tmp_path / "file" / "out")
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.dist)])
+@pytest.mark.dist
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_is_one_paragraph_and_what_is_done_stays(source: Path, tmp_path: Path, workers: int) -> None:
     """A limit on the size of files stands in for a full disk: the kernel refuses the write."""
     write_tar(source / "z.tar", {f"{number:06d}": {"txt": b"x"} for number in range(600)})
