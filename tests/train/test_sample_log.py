@@ -47,7 +47,7 @@ def test_a_full_disk_ends_in_one_paragraph(tmp_path: Path) -> None:
     path = tmp_path / "rank-00000.jsonl"
     path.symlink_to("/dev/full")
     log = SampleLog(path)
-    with pytest.raises(ConfigError, match="rank-00000.jsonl cannot be written: No space left on device") as caught:
+    with pytest.raises(ConfigError, match=r"rank-00000\.jsonl cannot be written: No space left on device") as caught:
         log.write(1, torch.tensor([1]))
     assert caught.value.scope == "rank", "another rank's disk may have room: the one that fails must say so itself"
     log.close()  # must not raise again over the error that the user shall read
@@ -55,5 +55,5 @@ def test_a_full_disk_ends_in_one_paragraph(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_created_ends_in_one_paragraph(tmp_path: Path) -> None:
     (tmp_path / "samples").write_text("in the way")
-    with pytest.raises(ConfigError, match="data.log_samples: .* cannot be written: .*set data.log_samples to false"):
+    with pytest.raises(ConfigError, match=r"data\.log_samples: .* cannot be written: .*set data\.log_samples to false"):
         SampleLog(tmp_path / "samples" / "rank-00000.jsonl")
