@@ -13,12 +13,13 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.packed import pack
+from tests.data.packed import pack, pack_images
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.index import encode_index, index_name
 from vitscale.data.reader import SampleReader
-from vitscale.data.types import RawSample
+from vitscale.data.storage import LocalStorage
+from vitscale.data.types import RawSample, UnreachableDataError
 
 NUM_SAMPLES = 23
 
@@ -138,3 +139,16 @@ def test_an_index_that_fits_the_manifest_but_not_the_tar(dataset: Dataset, tmp_p
     crafted = replace(dataset, manifest=manifest, sha256="")
     with pytest.raises(DataError, match=r"sample 21 .* members of two samples"):
         SampleReader(crafted).read(21, 22)
+
+
+def test_a_store_that_does_not_answer_loses_nothing(tmp_path: Path) -> None:
+    """What lies there is whole: to train on other samples instead would change the run."""
+    dataset = pack_images(tmp_path, num_samples=20)
+
+    class Silent(LocalStorage):
+        def read_range(self, name: str, *, offset: int, length: int) -> bytes:
+            raise UnreachableDataError("s3://bucket: could not be read: 14 tries in 61.0 s failed")
+
+    reader = SampleReader(replace(dataset, storage=Silent(tmp_path)))
+    with pytest.raises(UnreachableDataError, match="14 tries"):
+        list(reader.scan(0, 5, epoch=0))

@@ -74,7 +74,7 @@ def test_one_packed_data_set(root: Path) -> None:
     config = ShardsConfig(path=str(root / "large"), lanes=8, block=4, window=2)
     data = open_training_data(config, seed=4)
     assert isinstance(data, ShardData)
-    assert (data.num_samples, data.cursor_unit, len(data.classes or ())) == (120, 8, 10)
+    assert (data.epoch_samples, data.cursor_unit, len(data.classes or ())) == (120, 8, 10)
     assert data.identity() == {"manifest_sha256": data.dataset.sha256, "order": data.order.identity()}
     assert "120 samples in 5 shards" in data.notes[0]
     assert "up to 120 undecoded samples" in data.notes[0]
@@ -85,7 +85,7 @@ def test_one_packed_data_set(root: Path) -> None:
 def test_a_mixture_offers_the_same(root: Path) -> None:
     data = open_training_data(mixture_config(root), seed=4)
     assert isinstance(data, MixtureData)
-    assert (data.num_samples, data.cursor_unit, len(data.classes or ())) == (205, 8, 10)
+    assert (data.epoch_samples, data.cursor_unit, len(data.classes or ())) == (205, 8, 10)
     batches = first_batches(data.parts(demand(40)), 25)
     assert [batch["sample_id"].tolist() for batch in batches] == [data.batch_ids(40 * i, global_batch=40) for i in range(25)]
     starts = {"large": range(120), "middle": range(120, 165), "small": range(165, 205)}

@@ -30,6 +30,6 @@ def test_one_transform_for_the_whole_run() -> None:
 
 def test_transforms_and_losses_travel_to_and_from_loader_processes() -> None:
     staged = StagedTransform(starts=(0, 128), transforms=(first, second))
-    lost = LostSample(sample_id=3, epoch=1, view=5, shard="a.tar", reason="gone", replaced_by=7, one_view=True)
+    lost = LostSample(sample_id=3, epoch=1, view=5, shard="a.tar", reason="gone", replaced_by=7)
     for value in (staged, lost):
         assert pickle.loads(pickle.dumps(value)) == value

@@ -302,7 +302,7 @@ def test_an_opened_stream_says_what_it_is_and_what_it_cannot_promise(tmp_path: P
     write_shards(tmp_path, [5, 6])
     config = StreamConfig(urls=[f"{tmp_path}/s-*.tar"], classes=["a", "b"], shuffle_buffer=4)
     data: TrainingData = open_stream(config)
-    assert (data.classes, data.num_samples, data.cursor_unit, data.batch_ids(0, global_batch=16)) == (("a", "b"), None, 1, None)
+    assert (data.classes, data.epoch_samples, data.cursor_unit, data.batch_ids(0, global_batch=16)) == (("a", "b"), None, 1, None)
     assert "2 unindexed shards" in data.notes[0]
     assert {"order", "resume", "checksums", "index"} <= set(" ".join(CAVEATS).replace("`", " ").split())
     transform = StagedTransform(starts=(0,), transforms=(TRANSFORM,))
@@ -359,7 +359,7 @@ def test_a_whole_run_on_a_stream_stops_resumes_and_says_what_it_cannot_promise(t
     assert all(told.count(caveat) == 2 for caveat in CAVEATS), "at each start"
     assert [len(ids) for _, ids in sorted(sample_ids(run_dir).items())] == [16] * 6
     assert api.audit(run_dir, run_dir).exit_code == 0
-    losses = events(run_dir, "lost_sample")
+    losses = events(run_dir, "lost_samples")
     assert losses
     assert all(".tar: damaged or missing" in loss["message"] for loss in losses), "shards that were cut meanwhile are named in the ledger"
 

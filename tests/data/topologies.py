@@ -29,7 +29,7 @@ class Made:
     @property
     def ledger(self) -> dict[tuple[int, int], int]:
         """As a run hands it to its loader after a resume."""
-        return {(sample.epoch, sample.sample_id): sample.replaced_by for lost in self.lost for sample in lost}
+        return {(sample.view, sample.sample_id): sample.replaced_by for lost in self.lost for sample in lost}
 
 
 def as_workers(parts: Iterable[Part], num_workers: int) -> list[Iterator[Part]]:

@@ -36,7 +36,7 @@ def run_of(root: Path, *overrides: str, start: TrainState | None = None, every_s
         reporter=NOTHING,
         sample_log=NOTHING,
         losses=NOTHING,
-        num_samples=None,
+        epoch_samples=None,
         stop=NOTHING,
     )
 

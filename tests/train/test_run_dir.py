@@ -4,9 +4,13 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vitscale.config import UsageError
 from vitscale.train.run_dir import RunDirectory, exclusive, replace_text
@@ -64,6 +68,31 @@ def test_rewinding_drops_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     directory.rewind_logs(step=3)
     for path in (directory.metrics, directory.sample_log(0), directory.sample_log(3)):
         assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@given(
+    steps=st.lists(st.integers(1, 9), max_size=12).map(sorted),
+    length=st.sampled_from([0, 10, 70_000]),
+    torn=st.sampled_from(["", "{", '{"step": 10}', "no json\n"]),
+    last=st.integers(0, 10),
+)
+def test_rewinding_keeps_the_lines_up_to_the_step_however_long_they_are(steps: list[int], length: int, torn: str, last: int) -> None:
+    with TemporaryDirectory() as folder:
+        directory = RunDirectory(root=Path(folder))
+        lines = [json.dumps({"step": step, "ids": "x" * length}) + "\n" for step in steps]
+        directory.metrics.write_text("".join(lines) + torn)
+        directory.rewind_logs(step=last)
+        assert directory.metrics.read_text() == "".join(line for line, step in zip(lines, steps, strict=True) if step <= last)
+
+
+def test_rewinding_a_long_log_reads_only_what_it_drops(tmp_path: Path) -> None:
+    directory = RunDirectory(root=tmp_path)
+    line = json.dumps({"step": 1, "ids": list(range(1000))}) + "\n"
+    directory.metrics.write_text(line * 20_000 + '{"step": 7}\n')
+    begin = time.process_time()
+    directory.rewind_logs(step=1)
+    assert time.process_time() - begin < 0.05, "a hundred megabytes would take a second to read"
+    assert directory.metrics.stat().st_size == 20_000 * len(line)
 
 
 def test_replace_text_leaves_no_temporary_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from vitscale.config import DataError
 from vitscale.data.block_cache import BlockCache
 from vitscale.data.io_counters import IoCounters
 from vitscale.data.storage import Storage
+from vitscale.data.types import UnreachableDataError
 
 BLOCK_BYTES = 4 << 20
 
@@ -51,6 +52,8 @@ class CachedStorage:
         try:
             for run in _runs(missing):
                 found.update(self._fetch(name, run))
+        except UnreachableDataError:
+            raise
         except DataError:
             # The blocks reach further than the range: what damages only the rest of them must not lose the range.
             return self._storage.read_range(name, offset=offset, length=length)

@@ -17,6 +17,7 @@ from vitscale.data.index import INDEX_DTYPE, IndexTable, decode_index, index_nam
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, decode_manifest
 from vitscale.data.storage import LocalStorage, Storage, open_storage
 from vitscale.data.store_address import is_address
+from vitscale.data.types import UnreachableDataError
 
 _CHECK_THREADS = 16
 _SHARDS_PER_TASK = 64
@@ -87,6 +88,8 @@ class Dataset:
         path = f"{self.index_storage.root}/{name}"
         try:
             return decode_index(self.index_storage.read_file(name), shard=shard, path=path)
+        except UnreachableDataError:
+            raise
         except DataError:  # once more: what is right in the store may have been damaged on its way
             return decode_index(self.index_storage.read_file(name), shard=shard, path=path)
 

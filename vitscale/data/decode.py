@@ -184,6 +184,8 @@ def _decode_with_pillow(data: bytes | memoryview, *, num_channels: int, max_pixe
             # Pillow would clip 16-bit grey at 255.
             image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         pixels = np.array(image if image.mode == mode else image.convert(mode))
+    except MemoryError:
+        raise  # of the machine, not of the image
     except Exception as error:
         # Pillow's plugins raise whatever a damaged file makes them stumble over: OSError, SyntaxError, struct.error, ...
         raise ValueError(_reason(error)) from None

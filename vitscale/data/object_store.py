@@ -11,6 +11,7 @@ from vitscale.data.io_counters import IoCounters
 from vitscale.data.retry import GaveUpError, RetryPolicy, TransientError, retry
 from vitscale.data.store_address import CREDENTIALS, Address, allow_http, parse_address
 from vitscale.data.store_errors import RefusedError, classify, explain
+from vitscale.data.types import UnreachableDataError
 
 T = TypeVar("T")
 
@@ -92,7 +93,8 @@ class ObjectStorage:
         return data
 
     def _request(self, name: str, request: Callable[[Any], T]) -> T:
-        """The result of a request that is safe to repeat, and is while it fails for the moment. Raises `RefusedError`, `DataError`."""
+        """The result of a request that is safe to repeat, and is while it fails for the moment. Raises `RefusedError`,
+        `UnreachableDataError`."""
         store = self._connected()
 
         def attempt() -> T:
@@ -104,7 +106,7 @@ class ObjectStorage:
         try:
             return retry(attempt, policy=self._policy, on_retry=lambda: self._counters.add(retries=1))
         except GaveUpError as error:
-            raise DataError(
+            raise UnreachableDataError(
                 f"{self._place(name)}: could not be read: {error}. Check the network, the endpoint and the state of the store, then "
                 "start the same command again."
             ) from None

@@ -8,7 +8,7 @@ from isal import isal_zlib
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, ShardSpan
 from vitscale.data.index import IndexTable
-from vitscale.data.types import LostSample, RawSample
+from vitscale.data.types import LostSample, RawSample, UnreachableDataError
 from vitscale.data.ustar import MalformedTarError, parse_sample
 
 _CACHED_INDEXES = 256
@@ -36,7 +36,7 @@ class SampleReader:
 
     def scan(self, first: int, stop: int, *, epoch: int) -> Iterator[RawSample | LostSample]:
         """The same, with a `LostSample` wherever bytes are missing or damaged: a failed read loses all that it was to fetch,
-        a sample whose bytes changed loses itself."""
+        a sample whose bytes changed loses itself. Raises `UnreachableDataError` where a store does not answer: nothing is lost then."""
         for span in self._dataset.spans(first, stop):
             yield from self._scan_span(span, epoch=epoch)
 
@@ -54,6 +54,8 @@ class SampleReader:
             offsets, lengths, crcs = rows["offset"].tolist(), rows["length"].tolist(), rows["crc32"].tolist()
             base = offsets[0]
             data = memoryview(self._dataset.storage.read_range(name, offset=base, length=offsets[-1] + lengths[-1] - base))
+        except UnreachableDataError:
+            raise
         except DataError as error:
             for sample_id in range(span.first_id, span.first_id + span.stop - span.first):
                 yield LostSample(sample_id=sample_id, epoch=epoch, view=epoch, shard=name, reason=str(error))
@@ -74,6 +76,8 @@ class SampleReader:
         """A sample whose bytes arrived damaged, past the cache that may have kept them so."""
         try:
             view = memoryview(self._dataset.storage.read_again(shard, offset=offset, length=length))
+        except UnreachableDataError:
+            raise
         except DataError as error:
             raise MalformedTarError(f"its bytes are not those that were packed, and reading them again failed ({error})") from None
         if isal_zlib.crc32(view) != crc:

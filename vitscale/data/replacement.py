@@ -16,9 +16,10 @@ from vitscale.dist.seeding import CounterRng, counter_key, mix_array
 
 _MOST_WINDOWS = 8
 _KEPT_RUNS = 4
+_MOST_KNOWN_LOST = 1 << 16
 
 Ledger = Mapping[tuple[int, int], int]
-"""(epoch, sample id) of every sample that was replaced so far to the sample id taken instead."""
+"""(view, sample id) of samples that were replaced before to the sample id taken instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,11 @@ class RowMaker:
     def row(self, sample: RawSample | LostSample, *, transform: SampleTransform, window: Callable[[], Window]) -> Row:
         """The batch row of a sample; `window` tells where it comes from. Raises `DataError` when nothing can take its place,
         and what the transform raises about the data set as a whole."""
-        if isinstance(sample, RawSample) and (sample.epoch, sample.sample_id) not in self._ledger:
+        if isinstance(sample, RawSample) and (sample.view, sample.sample_id) not in self._ledger:
             try:
                 return Row(sample=sample, fields=self._fields(sample, transform=transform, drawn_for=sample.sample_id))
             except UnreadableSampleError as error:
-                sample = replace(_lost(sample, reason=str(error)), one_view=self._order.repeats > 1)
+                sample = _lost(sample, reason=str(error))
         lost = sample if isinstance(sample, LostSample) else _lost(sample, reason="replaced again, as it was before the run was resumed")
         return self._replacement(lost, transform=transform, window=window())
 
@@ -74,7 +75,7 @@ class RowMaker:
 
     def _candidates(self, lost: LostSample, *, window: Window) -> Iterator[RawSample]:
         """The readable samples that may stand for the lost one, the best first."""
-        recorded = self._ledger.get((lost.epoch, lost.sample_id))
+        recorded = self._ledger.get((lost.view, lost.sample_id))
         if recorded is not None:
             yield from _readable(self._reader.scan(recorded, recorded + 1, epoch=lost.epoch))
         key = np.uint64(counter_key(self._seed, lost.epoch, "replacement", lost.sample_id))
@@ -96,6 +97,8 @@ class RowMaker:
         samples = self._runs.pop(run, None)
         if samples is None:
             samples = {sample.sample_id: sample for sample in _readable(self._reader.scan(run.start, run.stop, epoch=0))}
+            if len(self._known_lost) > _MOST_KNOWN_LOST:
+                self._known_lost.clear()
             self._known_lost |= {(run, missing) for missing in run if missing not in samples}
         self._runs[run] = samples
         if len(self._runs) > _KEPT_RUNS:

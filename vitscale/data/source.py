@@ -30,8 +30,8 @@ class TrainingData(Protocol):
         ...
 
     @property
-    def num_samples(self) -> int | None:
-        """Samples of an epoch without repeats; None where that is not known."""
+    def epoch_samples(self) -> int | None:
+        """Samples of an epoch, each counted as often as it is repeated; None where that is not known."""
         ...
 
     @property
@@ -101,8 +101,8 @@ class ShardData:
         return self.dataset.classes
 
     @property
-    def num_samples(self) -> int:
-        return self.dataset.num_samples
+    def epoch_samples(self) -> int:
+        return self.dataset.num_samples * self.order.repeats
 
     @property
     def cursor_unit(self) -> int:
@@ -136,8 +136,8 @@ class MixtureData:
         return next(iter(self.datasets.values())).classes
 
     @property
-    def num_samples(self) -> int:
-        return self.order.num_samples
+    def epoch_samples(self) -> int:
+        return self.order.num_samples * self.order.repeats
 
     @property
     def cursor_unit(self) -> int:

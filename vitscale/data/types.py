@@ -48,12 +48,14 @@ class LostSample:
     """The sample id taken instead; None until one has been chosen."""
     num_lost: int = 1
     """How many samples this stands for: about the rest of a shard where no index says which they are."""
-    one_view: bool = False
-    """With repeats, whether only this view was replaced: its bytes are whole, and the part that another view shows may be decoded."""
 
 
 class UnreadableSampleError(DataError):
     """The bytes are those that were packed, but no image can be made of them."""
+
+
+class UnreachableDataError(DataError):
+    """The store did not answer for as long as a read is patient. What lies there is not lost: the run stops and goes on later."""
 
 
 JpegDecoder = Literal["simplejpeg", "turbojpeg"]

@@ -29,7 +29,7 @@ from vitscale.data.replacement import Row
 from vitscale.data.shard_urls import expand_urls, locate
 from vitscale.data.storage import Storage, open_storage
 from vitscale.data.storage_stream import StorageStream
-from vitscale.data.types import LostSample, RawSample, SampleTransform, StagedTransform, UnreadableSampleError
+from vitscale.data.types import LostSample, RawSample, SampleTransform, StagedTransform, UnreachableDataError, UnreadableSampleError
 from vitscale.data.worker import Part, stack_rows
 from vitscale.dist.seeding import CounterRng, counter_key, mix_array
 
@@ -72,7 +72,7 @@ class StreamData:
         return None if self.config.classes is None else tuple(self.config.classes)
 
     @property
-    def num_samples(self) -> int | None:
+    def epoch_samples(self) -> int | None:
         return self.config.num_samples
 
     @property
@@ -174,7 +174,7 @@ class _StreamReader:
                 LostSample(
                     sample_id=lost.sample_id,
                     epoch=lost.epoch,
-                    view=lost.view,
+                    view=self._parts.start_samples + lost.view,
                     shard=lost.shard,
                     reason=reason,
                     replaced_by=sample.sample_id,
@@ -247,6 +247,8 @@ class _StreamReader:
             yield from tars.group_by_keys(files, handler=stop)
             if not problems:
                 problems += _problems_at_end(stream)
+        except UnreachableDataError:
+            raise
         except DataError as error:  # of the storage: what the library meets itself goes to the handler
             stop(error)
 
@@ -269,7 +271,8 @@ class _StreamReader:
             LostSample(
                 sample_id=_sample_id(url, ""),
                 epoch=number,
-                view=number,
+                # A resume counts passes from 0 again; what it loses are other losses.
+                view=self._parts.start_samples + number,
                 shard=url,
                 reason=self._newest_problem,
                 num_lost=max(1, expected - num_read),

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,7 +31,7 @@ from vitscale.train.environment import environment_json, start_rank_log, stop_ra
 from vitscale.train.evaluations import build_evaluations
 from vitscale.train.guards import StopRequest
 from vitscale.train.initial import initial_values
-from vitscale.train.losses import Losses, LossLedger, by_name, read_ledger, replacements
+from vitscale.train.losses import Losses, LossLedger, clear_ledger, first_of_each, read_ledger, replacements
 from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
 from vitscale.train.reporter import Reporter
 from vitscale.train.reports import Observer
@@ -70,10 +69,10 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
         initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
         engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
         stack.callback(engine.close)
-        start, saved_losses = _restore(decision, engine=engine, data=data)
-        losses = by_name(LostSample(**entry) for entry in on_main(lambda: read_ledger(directory.ledger, saved=saved_losses)))
+        start, saved = _restore(decision, engine=engine, data=data)
+        replayed = _replayed_losses(directory, saved=saved)
         on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start))
-        demand = _demand(config, plan=plan, ranks=ranks, start=start, losses=losses)
+        demand = _demand(config, plan=plan, ranks=ranks, start=start, replayed=replayed)
         loader = train_loader(
             data.parts(demand),
             share=_share(config, ranks=ranks),
@@ -100,8 +99,8 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
             evaluations=evaluations,
             reporter=reporter,
             sample_log=sample_log,
-            losses=LossLedger(directory.lost_log(ranks.rank), known=losses),
-            num_samples=data.num_samples,
+            losses=LossLedger(directory.lost_log(ranks.rank), saved=saved or {}, written=replayed),
+            epoch_samples=data.epoch_samples,
             stop=stop,
         )
 
@@ -154,10 +153,10 @@ def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
     )
 
 
-def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Where to go on, and the samples that the checkpoint knows to be lost."""
+def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) -> tuple[TrainState, Losses | None]:
+    """Where to go on, and the losses up to there; None where the run begins, or goes on with other data."""
     if decision.checkpoint is None:
-        return TrainState(), []
+        return TrainState(), None
     path = Path(decision.checkpoint)
     reader = jointly(lambda: CheckpointReader(path))
     # Another data set or order changes what the cursor points at, which is what somebody who allows it asks for.
@@ -170,7 +169,20 @@ def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) ->
         )
     # A moving average that the run did not keep so far starts from its weights now.
     restore_checkpoint(reader, store=engine.store, missing_ema="copy_weights" if "optim.ema_decay" in decision.changed else "refuse")
-    return state, list(reader.state["lost"]) if is_same_data else []
+    return state, first_of_each(LostSample(**entry) for entry in reader.state["lost"]) if is_same_data else None
+
+
+def _replayed_losses(directory: RunDirectory, *, saved: Losses | None) -> Losses:
+    """What earlier attempts lost in the steps after the checkpoint, which are done again. All ranks call this.
+
+    A ledger of other data, or of a run that is started over, says nothing about this one and is removed.
+    """
+    if saved is None:
+        with writing(directory):
+            on_main(lambda: clear_ledger(directory.ledger))
+        return {}
+    found = first_of_each(LostSample(**entry) for entry in on_main(lambda: read_ledger(directory.ledger)))
+    return {name: lost for name, lost in found.items() if name not in saved}
 
 
 def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, start: TrainState) -> None:
@@ -181,7 +193,7 @@ def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, star
         replace_text(directory.environment, environment_json())
 
 
-def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, losses: Losses) -> Demand:
+def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, replayed: Losses) -> Demand:
     inputs = partial(InputSpec, num_channels=config.model.num_channels, jpeg_decoder=config.data.jpeg_decoder)
     transforms = tuple(config.objective.sample_transform(inputs(image_size=size)) for size in config.stage_image_sizes)
     return Demand(
@@ -190,7 +202,7 @@ def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, l
         global_batch=plan.global_batch,
         start_samples=start.samples,
         rank_slice=rank_slice(plan.global_batch, rank=ranks.rank, world_size=ranks.world_size),
-        ledger=replacements(losses),
+        ledger=replacements(replayed),
     )
 
 

@@ -1,5 +1,6 @@
 """The observers of a run: console, metrics.jsonl, events.jsonl and TensorBoard. They receive values and return nothing."""
 
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from vitscale.config import ConfigError
 from vitscale.train.pictures import picture_grid
 from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepReport
 
@@ -111,15 +113,16 @@ class JsonLinesObserver(_Silent):
     def on_event(self, event: Event) -> None:
         """An event with its time; durable at once, since it may be the last thing that the run can say."""
         record = {"time": time.time(), "event": event.kind, "step": event.step, "message": event.message, **event.details}
-        _write_line(self._events, record)
-        os.fsync(self._events.fileno())
+        _write_line(self._events, record, durably=True)
 
     def close(self) -> None:
         """Make both files durable."""
         for file in (self._metrics, self._events):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk was told when a line did not fit
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 class TensorBoardObserver(_Silent):
@@ -174,9 +177,17 @@ def _open_lines(path: Path) -> TextIO:
     return open(path, "a", encoding="utf-8")
 
 
-def _write_line(file: TextIO, record: dict[str, object]) -> None:
-    file.write(json.dumps(record) + "\n")
-    file.flush()
+def _write_line(file: TextIO, record: dict[str, object], *, durably: bool = False) -> None:
+    try:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        if durably:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(
+            f"output: {file.name} cannot be written: {error.strerror}. Make room there, or set output to a folder on a disk with space;"
+            " the same command then goes on from the newest checkpoint."
+        ) from error
 
 
 def _code_block(text: str, language: str) -> str:

@@ -1,13 +1,15 @@
 """Run: everything a training run holds while it runs, and the few actions of the loop that touch more than one of them."""
 
+import itertools
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vitscale.checkpoint.retention import prune
 from vitscale.checkpoint.save import save_checkpoint
-from vitscale.config import UserError
+from vitscale.config import DataError, UserError
 from vitscale.data.loader import TrainLoader
-from vitscale.data.types import Batch
+from vitscale.data.types import Batch, LostSample
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.engine.engine import Engine
@@ -22,6 +24,8 @@ from vitscale.train.reports import DataReport, InputPictures
 from vitscale.train.run_dir import RunDirectory
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, host_state, last_step
+
+_SHOWN_LOSSES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Fetched:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run that is ready to train from `start`. `data_identity` names the data set and the order in checkpoints,
-    `classes` the labels in pictures, `num_samples` the size of an epoch where it is known."""
+    `classes` the labels in pictures, `epoch_samples` the size of an epoch where it is known."""
 
     config: RunConfig
     plan: Plan
@@ -62,7 +66,7 @@ class Run:
     reporter: Reporter
     sample_log: SampleLog
     losses: LossLedger
-    num_samples: int | None
+    epoch_samples: int | None
     stop: StopRequest
 
     @property
@@ -104,17 +108,32 @@ class Run:
     def check_losses(self, state: TrainState) -> DataReport:
         """Report the samples lost since the last call and what reading has cost. All ranks; raises `DataError` past the budget."""
         gathered = gather_json({"lost": self.losses.take_unshared(), "io": self.batches.take_io()})
-        for lost in self.losses.merge(entry for rank in gathered for entry in rank["lost"]):
-            what = f"about {lost.num_lost} samples are lost"
-            if lost.replaced_by is not None:
-                what = f"sample {lost.sample_id} of epoch {lost.epoch} was replaced by {lost.replaced_by}"
-            message = f"{what}: {lost.reason}"
-            self.reporter.event("lost_sample", step=state.step, message=message, **asdict(lost))
-        self.losses.check(max_fraction=self.config.data.max_lost_fraction, samples=state.samples, num_samples=self.num_samples)
+        lost = self.losses.merge(entry for rank in gathered for entry in rank["lost"])
+        for shard, of_shard in itertools.groupby(sorted(lost, key=lambda sample: sample.shard), key=lambda sample: sample.shard):
+            self._tell_losses(state, shard=shard, lost=list(of_shard))
+        too_many = self.losses.exceeds(
+            max_fraction=self.config.data.max_lost_fraction, samples=state.samples, epoch_samples=self.epoch_samples
+        )
+        if too_many is not None:
+            on_main(self.losses.forget_unsaved)
+            raise DataError(too_many)
         totals = Counter[str]()
         for rank in gathered:
             totals.update(rank["io"])
         return DataReport(lost_samples=self.losses.count, io=dict(totals))
+
+    def _tell_losses(self, state: TrainState, *, shard: str, lost: Sequence[LostSample]) -> None:
+        """One event for each shard: a missing one may have thousands of samples, all of which the ledger lists."""
+        first = lost[0]
+        instead = "" if first.replaced_by is None else f"; sample {first.sample_id} was replaced by {first.replaced_by}"
+        self.reporter.event(
+            "lost_samples",
+            step=state.step,
+            message=f"{sum(sample.num_lost for sample in lost)} samples of {shard} were lost{instead}: {first.reason}",
+            shard=shard,
+            count=sum(sample.num_lost for sample in lost),
+            samples=[[sample.epoch, sample.sample_id, sample.replaced_by] for sample in lost[:_SHOWN_LOSSES]],
+        )
 
     def show_inputs(self, batch: Batch, state: TrainState) -> None:
         """Show the first augmented inputs of a batch with their labels, if it is the first of the run, of a resume or of a stage."""
@@ -138,7 +157,7 @@ class Run:
                 self.engine.store,
                 folder=self.directory.checkpoints,
                 step=state.step,
-                state=host_state(state, seed=self.config.seed, data=self.data_identity, lost=self.losses.to_json()),
+                state=host_state(state, seed=self.config.seed, data=self.data_identity, lost=self.losses.save()),
                 config_text=dump_run_config(self.config),
             )
         if self.reporter.is_main:

@@ -3,13 +3,17 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vitscale.config import ConfigError, UsageError
+
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +146,35 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def _keep_lines(path: Path, *, last_step: int) -> None:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the torn last line of a killed process
-        if record["step"] <= last_step:
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))
+    """Cut a log of rising steps after its last whole line of a step up to `last_step`; what is kept is not read."""
+    with open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = _line_start(file, end=end)
+            file.seek(start)
+            if _step_of(file.read(end - start)) <= last_step:
+                break
+            end = start
+        file.truncate(end)
+        os.fsync(file.fileno())
+
+
+def _line_start(file: BinaryIO, *, end: int) -> int:
+    """Where the line begins whose last byte is before `end`."""
+    position = end - 1  # its own newline, if it has one
+    while position:
+        begin = max(0, position - _BLOCK_BYTES)
+        file.seek(begin)
+        found = file.read(position - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        position = begin
+    return 0
+
+
+def _step_of(line: bytes) -> float:
+    """The line's step; infinite for the torn last line of a killed process."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
