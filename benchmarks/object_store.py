@@ -22,12 +22,12 @@ import numpy as np
 
 from tests.data.fault_proxy import FaultProxy, Status
 from tests.data.servers import BUCKET, has_nginx, moto_server, nginx_server, upload
-from vitscale.data.block_cache import BlockCache
-from vitscale.data.cached_storage import CachedStorage
 from vitscale.data.dataset import open_dataset
 from vitscale.data.index import INDEX_DTYPE, encode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
-from vitscale.data.storage import LocalStorage, Storage, open_storage
+from vitscale.data.storage.block_cache import BlockCache
+from vitscale.data.storage.cached_storage import CachedStorage
+from vitscale.data.storage.storage import LocalStorage, Storage, open_storage
 
 RANGE_BYTES = 5_200_000
 SHARD_BYTES = 32 << 20

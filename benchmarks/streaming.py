@@ -35,13 +35,13 @@ from torch.utils.data import IterableDataset
 from vitscale.config import ConfigError
 from vitscale.data.config import ShardsConfig
 from vitscale.data.demand import Demand
+from vitscale.data.images.transforms import AugmentConfig, TrainTransform
+from vitscale.data.images.turbojpeg import require_turbojpeg
 from vitscale.data.lanes import LaneReader, rank_slice
 from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.processes import start_fork_server
 from vitscale.data.reader import SampleReader
 from vitscale.data.source import ShardData, open_shards
-from vitscale.data.transforms import AugmentConfig, TrainTransform
-from vitscale.data.turbojpeg import require_turbojpeg
 from vitscale.data.types import JpegDecoder, unstaged
 from vitscale.data.worker import Part
 

@@ -12,7 +12,7 @@ import PIL.Image
 
 from vitscale.config import DataError, UsageError
 from vitscale.data.dataset import Dataset
-from vitscale.data.decode import decode_image_member
+from vitscale.data.images.decode import decode_image_member
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
 

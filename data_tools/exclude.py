@@ -14,7 +14,7 @@ from vitscale.data.dataset import Dataset
 from vitscale.data.index import encode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
 from vitscale.data.reader import SampleReader
-from vitscale.data.storage import LocalStorage
+from vitscale.data.storage.storage import LocalStorage
 from vitscale.data.types import LostSample
 
 from .atomic import output_errors, replace_file

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset
-from vitscale.data.decode import IMAGE_MEMBERS, decode_image_member
+from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
 

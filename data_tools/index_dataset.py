@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from vitscale.config import DataError, UsageError
 from vitscale.data.index import decode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
-from vitscale.data.storage import LocalStorage, Storage, open_storage
+from vitscale.data.storage.storage import LocalStorage, Storage, open_storage
 from vitscale.data.ustar import parse_sample
 
 from .atomic import locked_folder, output_errors, replace_file

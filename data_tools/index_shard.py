@@ -13,7 +13,7 @@ from vitscale.config import Config, DataError
 from vitscale.data.index import INDEX_DTYPE, ScannedSample, encode_index, index_name, scan_samples
 from vitscale.data.labels import LABEL_MEMBER
 from vitscale.data.manifest import Shard
-from vitscale.data.storage import LocalStorage, Storage
+from vitscale.data.storage.storage import LocalStorage, Storage
 from vitscale.data.ustar import parse_sample
 
 from .atomic import replace_array, replace_file

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from vitscale.data.storage import Storage
+from vitscale.data.storage.storage import Storage
 
 _RANGE_BYTES = 16 << 20
 

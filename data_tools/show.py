@@ -10,7 +10,7 @@ import PIL.Image
 
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset
-from vitscale.data.decode import IMAGE_MEMBERS, decode_image_member
+from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.labels import CAPTION_MEMBER, LABEL_MEMBER
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample

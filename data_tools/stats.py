@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscale.data.dataset import Dataset
-from vitscale.data.decode import IMAGE_MEMBERS, decode_image_member
+from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.labels import LABEL_MEMBER
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample, UnreadableSampleError

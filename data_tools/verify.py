@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset
-from vitscale.data.decode import IMAGE_MEMBERS, decode_image_member
+from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.index import IndexTable, scan_samples
 from vitscale.data.manifest import Shard
 from vitscale.data.reader import SampleReader

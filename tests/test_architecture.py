@@ -55,7 +55,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("vitscale/train/observers.py",),
     "torch.utils.tensorboard": ("vitscale/train/observers.py",),
     "yaml": ("vitscale/config/",),
-    "obstore": ("vitscale/data/object_store.py",),
+    "obstore": ("vitscale/data/storage/object_store.py",),
     "matplotlib": ("launch/", "data_tools/stats_plots.py"),
     # Whoever reads a pickle runs its author's code: nobody does.
     "pickle": (),

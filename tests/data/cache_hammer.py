@@ -7,9 +7,9 @@ import random
 import sys
 from pathlib import Path
 
-from vitscale.data.block_cache import BlockCache
-from vitscale.data.cached_storage import CachedStorage
-from vitscale.data.storage import LocalStorage
+from vitscale.data.storage.block_cache import BlockCache
+from vitscale.data.storage.cached_storage import CachedStorage
+from vitscale.data.storage.storage import LocalStorage
 
 BLOCK = 4096
 FILE_BYTES = 10 * BLOCK + 123

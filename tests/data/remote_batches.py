@@ -8,14 +8,14 @@ import sys
 
 import torch
 
-from vitscale.data.block_cache import CacheConfig
 from vitscale.data.dataset import open_dataset
 from vitscale.data.demand import Demand
+from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, train_loader
 from vitscale.data.order import Order
 from vitscale.data.source import ShardData
-from vitscale.data.transforms import AugmentConfig, TrainTransform
+from vitscale.data.storage.block_cache import CacheConfig
 from vitscale.data.types import unstaged
 
 NUM_STEPS = 12

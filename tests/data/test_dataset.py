@@ -7,11 +7,11 @@ import pytest
 
 from tests.data.packed import pack
 from vitscale.config import DataError
-from vitscale.data.block_cache import CacheConfig
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.index import index_name
 from vitscale.data.manifest import MANIFEST_NAME, encode_manifest
 from vitscale.data.reader import SampleReader
+from vitscale.data.storage.block_cache import CacheConfig
 
 
 @pytest.fixture

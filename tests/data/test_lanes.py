@@ -11,7 +11,7 @@ from vitscale.data.dataset import Dataset
 from vitscale.data.lanes import BatchSlice, LaneReader, rank_slice, worker_slice
 from vitscale.data.order import Order, Span
 from vitscale.data.reader import SampleReader
-from vitscale.data.storage import Storage
+from vitscale.data.storage.storage import Storage
 from vitscale.data.types import LostSample
 
 GLOBAL_BATCH = 32

@@ -7,11 +7,11 @@ from tests.data.packed import pack_images
 from vitscale.config import ConfigError
 from vitscale.data.dataset import Dataset
 from vitscale.data.demand import Demand
+from vitscale.data.images.transforms import AugmentConfig, EvalTransform, TrainTransform
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import EvalLoader, Share, TrainLoader, eval_loader, train_loader
 from vitscale.data.order import Order
 from vitscale.data.source import ShardData
-from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from vitscale.data.types import Batch, unstaged
 
 ORDER = Order(num_samples=103, seed=3, lanes=8, block=4, window=2)

@@ -18,7 +18,7 @@ from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.index import encode_index, index_name
 from vitscale.data.reader import SampleReader
-from vitscale.data.storage import LocalStorage
+from vitscale.data.storage.storage import LocalStorage
 from vitscale.data.types import RawSample, UnreachableDataError
 
 NUM_SAMPLES = 23
@@ -146,7 +146,7 @@ def test_a_store_that_does_not_answer_loses_nothing(tmp_path: Path) -> None:
     dataset = pack_images(tmp_path, num_samples=20)
 
     class Silent(LocalStorage):
-        def read_range(self, name: str, *, offset: int, length: int) -> bytes:
+        def read_range(self, name: str, *, offset: int, length: int) -> bytes:  # noqa: ARG002
             raise UnreachableDataError("s3://bucket: could not be read: 14 tries in 61.0 s failed")
 
     reader = SampleReader(replace(dataset, storage=Silent(tmp_path)))

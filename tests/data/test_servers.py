@@ -11,12 +11,12 @@ from tests.data.fault_proxy import FaultProxy, Flip, Reset, Short, Status, Trunc
 from tests.data.packed import pack
 from tests.data.servers import demand_credentials, has_nginx, moto_server, nginx_server, upload
 from vitscale.config import DataError
-from vitscale.data.block_cache import CacheConfig
 from vitscale.data.dataset import open_dataset
 from vitscale.data.manifest import MANIFEST_NAME, encode_manifest
-from vitscale.data.object_store import ObjectStorage
 from vitscale.data.reader import SampleReader
-from vitscale.data.storage import open_storage
+from vitscale.data.storage.block_cache import CacheConfig
+from vitscale.data.storage.object_store import ObjectStorage
+from vitscale.data.storage.storage import open_storage
 
 pytest.importorskip("obstore", reason="needs the extra s3")
 pytest.importorskip("moto", reason="needs moto's server")

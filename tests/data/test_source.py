@@ -9,10 +9,10 @@ from tests.data.packed import pack_images
 from vitscale.config import ConfigError, DataError, decode
 from vitscale.data.config import MixtureConfig, ShardsConfig
 from vitscale.data.demand import Demand
+from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.lanes import rank_slice
 from vitscale.data.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
 from vitscale.data.source import MixtureData, ShardData, open_mixture, open_shards, open_training_data
-from vitscale.data.transforms import AugmentConfig, TrainTransform
 from vitscale.data.types import unstaged
 from vitscale.data.worker import TrainParts
 

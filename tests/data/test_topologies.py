@@ -15,11 +15,11 @@ from tests.data.topologies import Made, digest, make_batches
 from vitscale.data.config import MixedSetConfig, MixtureConfig, ShardsConfig
 from vitscale.data.dataset import open_dataset
 from vitscale.data.demand import Demand
+from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.replacement import Ledger
 from vitscale.data.source import TrainingData, open_training_data
-from vitscale.data.transforms import AugmentConfig, TrainTransform
 from vitscale.data.types import unstaged
 
 GLOBAL_BATCH = 16

@@ -25,11 +25,11 @@ from vitscale.config import ConfigError, DataError, StopRequested, decode
 from vitscale.data import webdataset_stream
 from vitscale.data.config import StreamConfig
 from vitscale.data.demand import Demand
+from vitscale.data.images.transforms import EvalTransform
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, train_loader
 from vitscale.data.shard_urls import expand_urls
 from vitscale.data.source import TrainingData
-from vitscale.data.transforms import EvalTransform
 from vitscale.data.types import LostSample, StagedTransform
 from vitscale.data.webdataset_stream import CAVEATS, StreamParts, open_stream
 from vitscale.data.worker import Part

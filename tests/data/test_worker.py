@@ -10,10 +10,10 @@ from tests.data.packed import pack, pack_images
 from tests.data.topologies import as_workers, make_batches
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset
+from vitscale.data.images.transforms import AugmentConfig, EvalTransform, TrainTransform
 from vitscale.data.lanes import BatchSlice, rank_slice
 from vitscale.data.order import Order
 from vitscale.data.reader import SampleReader
-from vitscale.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from vitscale.data.types import Batch, RawSample, SampleFields, unstaged
 from vitscale.data.worker import EvalParts, TrainParts, make_batch
 from vitscale.dist.seeding import CounterRng

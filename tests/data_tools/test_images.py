@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 
 from tests.data_tools.images import animated_webp, encoded, image_bytes, jpeg_of_size, png_of_size, rotated_jpeg
-from vitscale.data.decode import MAX_PIXELS as DECODER_LIMIT
+from vitscale.data.images.decode import MAX_PIXELS as DECODER_LIMIT
 from vitscale_data_tools.images import MAX_PIXELS, ImagePolicy, Transcode, prepare_image
 from vitscale_data_tools.split import UnusableImageError
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.data_tools.foreign import photo_samples, write_tar
 from vitscale.data.index import build_index, decode_index, index_name
-from vitscale.data.storage import open_storage
+from vitscale.data.storage.storage import open_storage
 from vitscale_data_tools import index_shard as module
 from vitscale_data_tools.index_shard import IndexJob, ShardRecord, Unusable, index_shard, read_record
 from vitscale_data_tools.key_hashes import key_table

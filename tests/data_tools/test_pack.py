@@ -20,11 +20,11 @@ from tests.data_tools.images import animated_webp, image_bytes, jpeg_of_size, pn
 from vitscale.config import DataError
 from vitscale.data.dataset import open_dataset
 from vitscale.data.reader import SampleReader
-from vitscale_data_tools.fashion_mnist import open_fashion_mnist
 from vitscale_data_tools.fetch import SAMPLE_FOLDER
 from vitscale_data_tools.images import ImagePolicy, Transcode
 from vitscale_data_tools.options import SourceOptions
 from vitscale_data_tools.pack import PackRequest, pack
+from vitscale_data_tools.sources.fashion_mnist import open_fashion_mnist
 
 
 def request(output: Path, **changes: Any) -> PackRequest:

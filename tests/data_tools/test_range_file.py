@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitscale.config import DataError
-from vitscale.data.storage import open_storage
+from vitscale.data.storage.storage import open_storage
 from vitscale_data_tools.range_file import RangeFile
 
 DATA = bytes(range(256)) * 5

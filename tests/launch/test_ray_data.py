@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.packed import pack_images
-from vitscale.data.decode import decode_image
+from vitscale.data.images.decode import decode_image
 from vitscale.data.reader import SampleReader
 
 NUM_SAMPLES = 12

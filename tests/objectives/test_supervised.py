@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from vitscale.config import ConfigError, decode
+from vitscale.data.images.transforms import TrainTransform
 from vitscale.data.labels import ClassTarget, MultiTarget
-from vitscale.data.transforms import TrainTransform
 from vitscale.data.types import InputSpec
 from vitscale.dist.seeding import CounterRng
 from vitscale.models import ViTConfig

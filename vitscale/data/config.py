@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from vitscale.config import OPERATIONAL, Config
-from vitscale.data.block_cache import CacheConfig
 from vitscale.data.shard_urls import url_problem
 from vitscale.data.shares import cycle_slots
+from vitscale.data.storage.block_cache import CacheConfig
 from vitscale.data.types import JpegDecoder
 
 Auto = Literal["auto"]

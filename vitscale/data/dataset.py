@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitscale.config import DataError
-from vitscale.data.block_cache import BlockCache, CacheConfig
-from vitscale.data.cached_storage import CachedStorage
 from vitscale.data.index import INDEX_DTYPE, IndexTable, decode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, decode_manifest
-from vitscale.data.storage import LocalStorage, Storage, open_storage
-from vitscale.data.store_address import is_address
+from vitscale.data.storage.block_cache import BlockCache, CacheConfig
+from vitscale.data.storage.cached_storage import CachedStorage
+from vitscale.data.storage.storage import LocalStorage, Storage, open_storage
+from vitscale.data.storage.store_address import is_address
 from vitscale.data.types import UnreachableDataError
 
 _CHECK_THREADS = 16

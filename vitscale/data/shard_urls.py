@@ -10,7 +10,7 @@ from pathlib import Path
 from vitscale.config import DataError
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "https", "http")
-"""Read through `vitscale.data.storage`, never by a shell or another program."""
+"""Read through `vitscale.data.storage.storage`, never by a shell or another program."""
 
 _MOST_SHARDS = 1_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")

@@ -27,8 +27,8 @@ from vitscale.data.demand import Demand
 from vitscale.data.lanes import BatchSlice, worker_slice
 from vitscale.data.replacement import Row
 from vitscale.data.shard_urls import expand_urls, locate
-from vitscale.data.storage import Storage, open_storage
-from vitscale.data.storage_stream import StorageStream
+from vitscale.data.storage.storage import Storage, open_storage
+from vitscale.data.storage.storage_stream import StorageStream
 from vitscale.data.types import LostSample, RawSample, SampleTransform, StagedTransform, UnreachableDataError, UnreadableSampleError
 from vitscale.data.worker import Part, stack_rows
 from vitscale.dist.seeding import CounterRng, counter_key, mix_array

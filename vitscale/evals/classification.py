@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vitscale.config import OPERATIONAL, Config, ConfigError, DataError
 from vitscale.data.dataset import Dataset
+from vitscale.data.images.transforms import EvalTransform, Interpolation
 from vitscale.data.labels import ClassLabels
 from vitscale.data.loader import Share, eval_loader
 from vitscale.data.reader import SampleReader
-from vitscale.data.transforms import EvalTransform, Interpolation
 from vitscale.data.types import Batch
 from vitscale.dist.collectives import all_reduce_sum
 from vitscale.dist.ranks import Ranks

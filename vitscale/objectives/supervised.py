@@ -11,8 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from vitscale.config import Config
+from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.labels import ClassLabels, LabelsConfig
-from vitscale.data.transforms import AugmentConfig, TrainTransform
 from vitscale.data.types import Batch, InputSpec, SampleTransform
 from vitscale.models import Backbone, ViTShape
 from vitscale.models.flops import step_flops

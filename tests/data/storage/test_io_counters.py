@@ -1,0 +1,51 @@
+"""Counts of a storage: threads, forks and pickles."""
+
+import os
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from vitscale.data.storage.io_counters import IoCounters
+
+
+def test_counts_add_up() -> None:
+    counters = IoCounters("reads", "retries")
+    counters.add(reads=2)
+    counters.add(reads=1, retries=4)
+    assert counters.values() == {"reads": 3, "retries": 4}
+
+
+def test_an_unknown_count_is_our_mistake() -> None:
+    with pytest.raises(KeyError):
+        IoCounters("reads").add(raeds=1)
+
+
+def test_threads_lose_no_count() -> None:
+    counters = IoCounters("reads")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: counters.add(reads=1), range(5000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert counters.values() == {"reads": 5000}
+
+
+def test_a_fork_counts_even_if_the_lock_was_held() -> None:
+    counters = IoCounters("reads")
+    with counters._lock:
+        child = os.fork()
+        if child == 0:
+            counters.add(reads=1)
+            os._exit(0 if counters.values() == {"reads": 1} else 1)
+        _, status = os.waitpid(child, 0)
+    assert status == 0
+
+
+def test_a_pickle_starts_anew() -> None:
+    counters = IoCounters("reads", "retries")
+    counters.add(reads=1)
+    assert pickle.loads(pickle.dumps(counters)).values() == {"reads": 0, "retries": 0}
