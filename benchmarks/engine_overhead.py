@@ -147,7 +147,7 @@ def _trainer(args: argparse.Namespace, *, stack: contextlib.ExitStack) -> Callab
         "output": str(folder),
         "model": model | {"patch_size": args.patch, "width": args.width, "depth": args.depth},
         "objective": {"kind": "supervised", "num_classes": 10},
-        "data": {"path": str(folder / "shards" / "train")},
+        "data": {"kind": "shards", "path": str(folder / "shards" / "train")},
         "optim": {"lr": LR, "weight_decay": 0.05, "clip_grad_norm": args.clip, "ema_decay": args.ema},
         "train": {"num_samples": args.batch * 10**6, "global_batch": args.batch},
         "parallel": {"device": "cpu", "zero_stage": 1, "micro_batch": args.batch},
