@@ -12,6 +12,7 @@ a normalised float32 tensor. Ours ends with the uint8 batch that the device norm
 """
 
 import argparse
+import gc
 import importlib
 import importlib.metadata
 import io
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(benchmarks), help="which of them, with commas between")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    gc.freeze()  # as in a loader process: no collection goes through what was imported, in either arm
     for name in arguments.only.split(","):
         benchmarks[name](arguments.tiles, arguments.rounds)
 

@@ -30,7 +30,7 @@ def batch_hashes(root: str, *, num_workers: int, cache: CacheConfig | None = Non
         global_batch=16,
         start_samples=0,
         rank_slice=rank_slice(16, rank=0, world_size=1),
-        ledger={},
+        replaced_before={},
     )
     order = Order(num_samples=dataset.num_samples, seed=3, lanes=8, block=4, window=2)
     share = Share(rank=0, world_size=1, num_workers=num_workers, prefetch=2)

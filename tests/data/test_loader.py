@@ -33,7 +33,7 @@ def train(dataset: Dataset, *, share: Share, global_batch: int = 16, keys: froze
         global_batch=global_batch,
         start_samples=0,
         rank_slice=rank_slice(global_batch, rank=share.rank, world_size=share.world_size),
-        ledger={},
+        replaced_before={},
     )
     return train_loader(ShardData(dataset=dataset, order=ORDER).parts(demand), share=share, batch_keys=keys)
 

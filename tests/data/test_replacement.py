@@ -42,17 +42,17 @@ class Shelf:
         return {"draw": rng.uniform(), "view": sample.view}
 
 
-def maker(shelf: Shelf, *, ledger: Mapping[tuple[int, int], int] | None = None, order: Order = ORDER) -> RowMaker:
-    return RowMaker(shelf, order=order, seed=SEED, ledger=ledger or {})
+def maker(shelf: Shelf, *, replaced_before: Mapping[tuple[int, int], int] | None = None, order: Order = ORDER) -> RowMaker:
+    return RowMaker(shelf, order=order, seed=SEED, replaced_before=replaced_before or {})
 
 
 def rows(
-    shelf: Shelf, batches: range, *, order: Order = ORDER, ledger: Mapping[tuple[int, int], int] | None = None, slices: int = 1
+    shelf: Shelf, batches: range, *, order: Order = ORDER, replaced_before: Mapping[tuple[int, int], int] | None = None, slices: int = 1
 ) -> list[Row]:
     """The rows of whole batches of 16, made by `slices` readers that know nothing of each other."""
     made: dict[int, list[Row]] = {}
     for number in range(slices):
-        reader, row_maker = LaneReader(shelf, order=order), maker(shelf, ledger=ledger, order=order)
+        reader, row_maker = LaneReader(shelf, order=order), maker(shelf, replaced_before=replaced_before, order=order)
         part = BatchSlice(start=16 * number // slices, stop=16 * (number + 1) // slices)
         for batch in batches:
             consumed = 16 * batch
@@ -105,7 +105,7 @@ def test_the_choice_depends_on_seed_epoch_and_sample() -> None:
     taken = {lost: replacement_of(lost, Shelf(lost={lost})).sample.sample_id for lost in range(96)}
     assert len(set(taken.values())) > 40
     shelf = Shelf()
-    other = RowMaker(shelf, order=ORDER, seed=SEED + 1, ledger={})
+    other = RowMaker(shelf, order=ORDER, seed=SEED + 1, replaced_before={})
     changed = [replacement_of(lost, shelf, row_maker=other).sample.sample_id != taken[lost] for lost in range(96)]
     assert sum(changed) > 60
 
@@ -164,7 +164,7 @@ def test_any_readers_replace_alike(repeats: int, slices: int) -> None:
 
 def test_a_replay_replaces_again_though_all_can_be_read_by_now() -> None:
     found = rows(Shelf(lost={3, 40, 41, 77}, cut={60}), range(0, 14))
-    again = rows(Shelf(), range(0, 14), ledger=lost_of(found), slices=4)  # type: ignore[arg-type]
+    again = rows(Shelf(), range(0, 14), replaced_before=lost_of(found), slices=4)  # type: ignore[arg-type]
     assert [(row.sample.sample_id, row.fields) for row in again] == [(row.sample.sample_id, row.fields) for row in found]
     assert lost_of(again) == lost_of(found)
     assert all("replaced again" in row.lost.reason for row in again if row.lost is not None)
@@ -183,21 +183,21 @@ def test_a_view_that_cannot_be_decoded_is_replaced_alone_also_in_a_replay() -> N
     lost = [row.lost for row in found if row.lost is not None]
     assert [(sample.sample_id, sample.view) for sample in lost] == [(40, 1)]
     assert rows(shelf, range(0, 19), order=order, slices=16) == found
-    ledger = replacements(first_of_each(lost))
-    again = rows(shelf, range(0, 19), order=order, ledger=ledger)
+    replaced_before = replacements(first_of_each(lost))
+    again = rows(shelf, range(0, 19), order=order, replaced_before=replaced_before)
     assert [(row.sample, row.fields) for row in again] == [(row.sample, row.fields) for row in found]
 
 
 def test_where_a_recorded_replacement_is_lost_too_another_is_found() -> None:
     shelf = Shelf(lost={7})
-    row = replacement_of(40, shelf, row_maker=maker(shelf, ledger={(0, 40): 7}))
+    row = replacement_of(40, shelf, row_maker=maker(shelf, replaced_before={(0, 40): 7}))
     assert row.sample.sample_id == replacement_of(40, Shelf()).sample.sample_id != 7
 
 
 def test_another_epoch_is_another_loss() -> None:
     shelf = Shelf()
     sample = next(shelf.scan(40, 41, epoch=1))
-    row = maker(shelf, ledger={(0, 40): 7}).row(sample, transform=shelf.transform, window=lambda: window_of(40, epoch=1))
+    row = maker(shelf, replaced_before={(0, 40): 7}).row(sample, transform=shelf.transform, window=lambda: window_of(40, epoch=1))
     assert (row.sample, row.lost) == (sample, None)
 
 

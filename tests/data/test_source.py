@@ -54,7 +54,7 @@ def demand(global_batch: int, *, start_samples: int = 0) -> Demand:
         global_batch=global_batch,
         start_samples=start_samples,
         rank_slice=rank_slice(global_batch, rank=0, world_size=1),
-        ledger={},
+        replaced_before={},
     )
 
 

@@ -18,7 +18,7 @@ from vitscale.data.demand import Demand
 from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, TrainLoader, train_loader
-from vitscale.data.replacement import Ledger
+from vitscale.data.replacement import Replacements
 from vitscale.data.source import TrainingData, open_training_data
 from vitscale.data.types import unstaged
 
@@ -37,7 +37,7 @@ class Source:
     open: Callable[[], TrainingData]
     root: Path
 
-    def demand(self, *, start_samples: int = 0, global_batch: int = GLOBAL_BATCH, ledger: Ledger | None = None) -> Demand:
+    def demand(self, *, start_samples: int = 0, global_batch: int = GLOBAL_BATCH, replaced_before: Replacements | None = None) -> Demand:
         whole = rank_slice(global_batch, rank=0, world_size=1)
         return Demand(
             transform=unstaged(TRANSFORM),
@@ -45,7 +45,7 @@ class Source:
             global_batch=global_batch,
             start_samples=start_samples,
             rank_slice=whole,
-            ledger=ledger or {},
+            replaced_before=replaced_before or {},
         )
 
     def make(
@@ -55,10 +55,10 @@ class Source:
         num_workers: int = 0,
         start: int = 0,
         num_steps: int = NUM_STEPS,
-        ledger: Ledger | None = None,
+        replaced_before: Replacements | None = None,
     ) -> Made:
         """Global batches from number `start` on."""
-        data, demand = self.open(), self.demand(start_samples=start * GLOBAL_BATCH, ledger=ledger)
+        data, demand = self.open(), self.demand(start_samples=start * GLOBAL_BATCH, replaced_before=replaced_before)
         return make_batches(
             lambda whole: data.parts(replace(demand, rank_slice=whole)),
             global_batch=GLOBAL_BATCH,
@@ -118,7 +118,7 @@ def test_a_hundred_global_batches_are_the_same_bytes_for_every_topology(
     assert len({int(epoch) for batch in reference.batches for epoch in batch["epoch"]}) >= 3, "epochs end in between"
     made = make_source(packed).make(world_size=world_size, num_workers=num_workers)
     assert made.digests == reference.digests
-    assert made.ledger == {}
+    assert made.replaced_before == {}
 
 
 @KINDS
@@ -231,8 +231,8 @@ def test_no_lost_sample_is_in_a_batch_and_shapes_stay(faulty: tuple[Source, Made
 
 def test_resumes_with_the_ledger_while_the_data_stay_damaged(faulty: tuple[Source, Made]) -> None:
     source, reference = faulty
-    known = Made(batches=[], lost=reference.lost[:20]).ledger
-    made = source.make(world_size=4, num_workers=2, start=18, num_steps=20, ledger=known)
+    known = Made(batches=[], lost=reference.lost[:20]).replaced_before
+    made = source.make(world_size=4, num_workers=2, start=18, num_steps=20, replaced_before=known)
     assert made.digests == reference.digests[18:38]
 
 
@@ -241,9 +241,9 @@ def test_a_replay_makes_the_same_replacements_though_the_shards_are_mended(
 ) -> None:
     _, reference = faulty
     make_source, repeats = request.node.callspec.params["faulty"]
-    made = make_source(packed, repeats=repeats).make(world_size=2, num_workers=2, num_steps=40, ledger=reference.ledger)
+    made = make_source(packed, repeats=repeats).make(world_size=2, num_workers=2, num_steps=40, replaced_before=reference.replaced_before)
     assert made.digests == reference.digests
-    assert made.ledger == reference.ledger
+    assert made.replaced_before == reference.replaced_before
 
 
 @pytest.mark.dist

@@ -307,7 +307,7 @@ def test_an_opened_stream_says_what_it_is_and_what_it_cannot_promise(tmp_path: P
     assert {"order", "resume", "checksums", "index"} <= set(" ".join(CAVEATS).replace("`", " ").split())
     transform = StagedTransform(starts=(0,), transforms=(TRANSFORM,))
     whole = rank_slice(GLOBAL_BATCH, rank=0, world_size=1)
-    demand = Demand(transform=transform, seed=5, global_batch=GLOBAL_BATCH, start_samples=0, rank_slice=whole, ledger={})
+    demand = Demand(transform=transform, seed=5, global_batch=GLOBAL_BATCH, start_samples=0, rank_slice=whole, replaced_before={})
     assert len(numbers(next(iter(data.parts(demand))))) == GLOBAL_BATCH
     other = StreamConfig(urls=[f"{tmp_path}/s-00.tar"])
     assert open_stream(other).identity() != data.identity() == open_stream(config).identity()

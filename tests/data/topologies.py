@@ -27,7 +27,7 @@ class Made:
         return [digest(batch) for batch in self.batches]
 
     @property
-    def ledger(self) -> dict[tuple[int, int], int]:
+    def replaced_before(self) -> dict[tuple[int, int], int]:
         """As a run hands it to its loader after a resume."""
         return {(sample.view, sample.sample_id): sample.replaced_by for lost in self.lost for sample in lost}
 

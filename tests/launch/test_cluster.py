@@ -14,6 +14,7 @@ from vitscale_launch.cluster import num_cores
 
 END_IN_BODY = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
 from vitscale_launch.environment import prepare_environment
 prepare_environment(local=True)
 from vitscale.config.presentation import present_errors

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vitscale.data.lanes import BatchSlice
-from vitscale.data.replacement import Ledger
+from vitscale.data.replacement import Replacements
 from vitscale.data.types import StagedTransform
 
 
@@ -11,7 +11,7 @@ from vitscale.data.types import StagedTransform
 class Demand:
     """What a rank asks of training data: `rank_slice` of every global batch after `start_samples` samples, transformed.
 
-    `seed` decides the transform's draws; `ledger` names the samples that were replaced before.
+    `seed` decides the transform's draws; `replaced_before` names the samples that were.
     """
 
     transform: StagedTransform
@@ -19,4 +19,4 @@ class Demand:
     global_batch: int
     start_samples: int
     rank_slice: BatchSlice
-    ledger: Ledger
+    replaced_before: Replacements

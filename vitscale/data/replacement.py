@@ -18,7 +18,7 @@ _MOST_WINDOWS = 8
 _KEPT_RUNS = 4
 _MOST_KNOWN_LOST = 1 << 16
 
-Ledger = Mapping[tuple[int, int], int]
+Replacements = Mapping[tuple[int, int], int]
 """(view, sample id) of samples that were replaced before to the sample id taken instead."""
 
 
@@ -38,23 +38,23 @@ class RowMaker:
     windows that follow in its lane: all of it known to any reader, so the choice does not depend on how many there are, and no
     two of them have to speak. For the same reason a candidate counts as readable only if it can be read as training reads it,
     in one piece with its neighbours in the window: some samples of a shard that was cut short could be had one by one, and
-    which of them a reader knows to be lost would depend on what it has come across. A sample that the ledger names is
+    which of them a reader knows to be lost would depend on what it has come across. A sample that was replaced before is
     replaced as it was then, even if it can be read by now: a replay makes the same batches. For one thread; `reader` is used by
     nobody else.
     """
 
-    def __init__(self, reader: SampleScanner, *, order: SampleOrder, seed: int, ledger: Ledger) -> None:
+    def __init__(self, reader: SampleScanner, *, order: SampleOrder, seed: int, replaced_before: Replacements) -> None:
         self._reader = reader
         self._order = order
         self._seed = seed
-        self._ledger = ledger
+        self._replaced_before = replaced_before
         self._runs: OrderedDict[range, dict[int, RawSample]] = OrderedDict()
         self._known_lost: set[tuple[range, int]] = set()
 
     def row(self, sample: RawSample | LostSample, *, transform: SampleTransform, window: Callable[[], Window]) -> Row:
         """The batch row of a sample; `window` tells where it comes from. Raises `DataError` when nothing can take its place,
         and what the transform raises about the data set as a whole."""
-        if isinstance(sample, RawSample) and (sample.view, sample.sample_id) not in self._ledger:
+        if isinstance(sample, RawSample) and (sample.view, sample.sample_id) not in self._replaced_before:
             try:
                 return Row(sample=sample, fields=self._fields(sample, transform=transform, drawn_for=sample.sample_id))
             except UnreadableSampleError as error:
@@ -75,7 +75,7 @@ class RowMaker:
 
     def _candidates(self, lost: LostSample, *, window: Window) -> Iterator[RawSample]:
         """The readable samples that may stand for the lost one, the best first."""
-        recorded = self._ledger.get((lost.view, lost.sample_id))
+        recorded = self._replaced_before.get((lost.view, lost.sample_id))
         if recorded is not None:
             yield from _readable(self._reader.scan(recorded, recorded + 1, epoch=lost.epoch))
         key = np.uint64(counter_key(self._seed, lost.epoch, "replacement", lost.sample_id))

@@ -201,7 +201,7 @@ def _train_parts(open_reader: Callable[[], SampleScanner], *, order: SampleOrder
         global_batch=demand.global_batch,
         start_samples=demand.start_samples,
         rank_slice=demand.rank_slice,
-        ledger=demand.ledger,
+        replaced_before=demand.replaced_before,
     )
 
 

@@ -22,7 +22,7 @@ SampleFields = dict[str, npt.NDArray[np.generic] | int | float]
 """What a transform makes of one sample: one array or number per batch key; shapes are equal for all samples of a run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RawSample:
     """One sample as it lies in the tar: undecoded members by extension (`"png"`, `"cls"`)."""
 
@@ -35,7 +35,7 @@ class RawSample:
     members: Mapping[str, memoryview]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LostSample:
     """A sample whose bytes are gone or not what was packed, and what was trained on in its place; an entry of the ledger."""
 

@@ -15,7 +15,7 @@ from vitscale.data.dataset import Dataset
 from vitscale.data.lanes import BatchSlice, LaneReader, SampleOrder, SampleScanner, worker_slice
 from vitscale.data.order import Window
 from vitscale.data.reader import SampleReader
-from vitscale.data.replacement import Ledger, Row, RowMaker
+from vitscale.data.replacement import Replacements, Row, RowMaker
 from vitscale.data.types import Batch, LostSample, RawSample, SampleFields, SampleTransform, StagedTransform
 from vitscale.dist.seeding import CounterRng
 
@@ -37,7 +37,7 @@ class Part:
 class TrainParts(IterableDataset[Part]):
     """One rank's slice of successive global batches, for ever; each worker iterates over its part of that slice.
 
-    `open_reader` makes a reader of the samples that `order` numbers; `ledger` names what was replaced before.
+    `open_reader` makes a reader of the samples that `order` numbers; `replaced_before` names the samples that were.
     """
 
     open_reader: Callable[[], SampleScanner]
@@ -47,7 +47,7 @@ class TrainParts(IterableDataset[Part]):
     global_batch: int
     start_samples: int
     rank_slice: BatchSlice
-    ledger: Ledger = field(default_factory=dict)
+    replaced_before: Replacements = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Part]:
         worker, num_workers = _worker()
@@ -56,7 +56,7 @@ class TrainParts(IterableDataset[Part]):
         )
         scanner = self.open_reader()
         reader = LaneReader(scanner, order=self.order)
-        maker = RowMaker(self.open_reader(), order=self.order, seed=self.seed, ledger=self.ledger)
+        maker = RowMaker(self.open_reader(), order=self.order, seed=self.seed, replaced_before=self.replaced_before)
         meter = _IoMeter(scanner)
         consumed = self.start_samples
         try:

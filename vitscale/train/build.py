@@ -179,9 +179,9 @@ def _replayed_losses(directory: RunDirectory, *, saved: Losses | None) -> Losses
     """
     if saved is None:
         with writing(directory):
-            on_main(lambda: clear_ledger(directory.ledger))
+            on_main(lambda: clear_ledger(directory.lost_samples))
         return {}
-    found = first_of_each(LostSample(**entry) for entry in on_main(lambda: read_ledger(directory.ledger)))
+    found = first_of_each(LostSample(**entry) for entry in on_main(lambda: read_ledger(directory.lost_samples)))
     return {name: lost for name, lost in found.items() if name not in saved}
 
 
@@ -202,7 +202,7 @@ def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, r
         global_batch=plan.global_batch,
         start_samples=start.samples,
         rank_slice=rank_slice(plan.global_batch, rank=ranks.rank, world_size=ranks.world_size),
-        ledger=replacements(replayed),
+        replaced_before=replacements(replayed),
     )
 
 

@@ -66,13 +66,13 @@ class RunDirectory:
         return self.root / "samples" / f"rank-{rank:05d}.jsonl"
 
     @property
-    def ledger(self) -> Path:
+    def lost_samples(self) -> Path:
         """Folder of the ledger of lost samples."""
-        return self.root / "ledger"
+        return self.root / "lost_samples"
 
     def lost_log(self, rank: int) -> Path:
         """Samples that one rank lost and replaced, a line each; never cut back."""
-        return self.ledger / f"rank-{rank:05d}.jsonl"
+        return self.lost_samples / f"rank-{rank:05d}.jsonl"
 
     def newest_values(self) -> dict[str, float]:
         """The newest value of every figure in metrics.jsonl."""
