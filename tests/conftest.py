@@ -1,12 +1,13 @@
 """What every test relies on: one thread, oracles that import without a GPU, stable names, and a collector with little to look at."""
 
 import os
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, files, version
 
 import torch
 from hypothesis import settings
 
 from tests.collector import skip_imports
+from vitscale.data.images.turbojpeg import LIBRARY_VARIABLE
 
 
 def pytest_configure() -> None:
@@ -15,6 +16,8 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     # Here and in the processes that tests start: nothing of ours compiles, but DeepSpeed prepares to, for two seconds in each.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    for library in _bundled_turbojpeg():
+        os.environ.setdefault(LIBRARY_VARIABLE, library)
     # An example that takes long on a busy machine is no failure.
     settings.register_profile("any machine", deadline=None)
     settings.load_profile("any machine")
@@ -32,6 +35,14 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 def pytest_collection_finish() -> None:
     """The test modules are imported."""
     skip_imports()
+
+
+def _bundled_turbojpeg() -> list[str]:
+    """The libturbojpeg 3 inside the wheel of that name: for the tests, no more."""
+    try:
+        return [str(file.locate()) for file in files("turbojpeg") or () if file.name.startswith("libturbojpeg")]
+    except PackageNotFoundError:
+        return []
 
 
 def _torchvision_is_for_cuda() -> bool:

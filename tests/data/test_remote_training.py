@@ -13,9 +13,6 @@ from tests.data.packed import pack_images
 from tests.data.remote_batches import NUM_STEPS, batch_hashes
 from tests.data.servers import moto_server, upload
 
-pytest.importorskip("obstore", reason="needs the extra s3")
-pytest.importorskip("moto", reason="needs moto's server")
-
 pytestmark = pytest.mark.dist
 
 

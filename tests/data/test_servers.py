@@ -18,9 +18,6 @@ from vitscale.data.storage.block_cache import CacheConfig
 from vitscale.data.storage.object_store import ObjectStorage
 from vitscale.data.storage.storage import open_storage
 
-pytest.importorskip("obstore", reason="needs the extra s3")
-pytest.importorskip("moto", reason="needs moto's server")
-
 pytestmark = pytest.mark.dist
 
 NUM_SAMPLES = 40

@@ -330,7 +330,6 @@ def test_parts_travel_to_loader_processes(tmp_path: Path) -> None:
 
 
 def test_shards_behind_addresses_come_through_our_own_storage(tmp_path: Path) -> None:
-    pytest.importorskip("obstore", reason="needs the extra s3")
     paths = write_shards(tmp_path, [5, 6, 5])
     files = {f"set/{Path(path).name}": Path(path).read_bytes() for path in paths}
     with RangeServer(files) as server, FaultProxy(server.port) as proxy:

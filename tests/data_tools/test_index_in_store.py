@@ -14,9 +14,6 @@ from vitscale_data_tools.exclude import exclude_samples
 from vitscale_data_tools.index_dataset import IndexRequest, plan_index, write_index
 from vitscale_data_tools.verify import verify_dataset
 
-pytest.importorskip("obstore", reason="needs the extra s3")
-pytest.importorskip("moto", reason="needs moto's server")
-
 pytestmark = pytest.mark.dist
 
 

@@ -30,7 +30,6 @@ def test_trials_that_differ_elsewhere_are_averaged() -> None:
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     path = tmp_path / "sweep" / "plot.png"
     draw_plot(PLOT, [result(8, "a", 0.5), result(12, "a", 0.75), result(8, "b", None)], metric="top1", path=path)
     with PIL.Image.open(path) as picture:

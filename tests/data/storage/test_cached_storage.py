@@ -108,7 +108,6 @@ def test_other_operations_are_those_of_the_source(folder: Path) -> None:
 
 
 def test_bytes_that_were_damaged_on_the_way_are_read_again_and_not_kept(tmp_path: Path) -> None:
-    pytest.importorskip("obstore", reason="needs the extra s3")
     dataset = pack(tmp_path, [{"png": bytes([i]) * 3000, "cls": b"1"} for i in range(12)], samples_per_shard=6)
     expected = [sample.members["png"].tobytes() for sample in SampleReader(dataset).read(0, 12)]
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -21,8 +21,6 @@ from vitscale.data.storage.object_store import ObjectStorage, Timeouts
 from vitscale.data.storage.retry import RetryPolicy
 from vitscale.data.storage.storage import open_storage
 
-pytest.importorskip("obstore", reason="needs the extra s3")
-
 CONTENT = bytes(range(256)) * 40
 ODD_NAME = "sub folder/a=b+c,d@e.tar"
 QUICK = RetryPolicy(first_pause_seconds=0.001, longest_pause_seconds=0.01)
