@@ -43,7 +43,7 @@ from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.processes import start_fork_server
 from vitscale.data.reader import SampleReader
 from vitscale.data.source import ShardData, open_shards
-from vitscale.data.types import JpegDecoder, unstaged
+from vitscale.data.types import JpegDecoder, StagedTransform
 from vitscale.data.worker import Part
 
 BATCH = 64
@@ -296,7 +296,7 @@ def _parts(shards: Path, *, decoder: JpegDecoder) -> IterableDataset[Part]:
     augment = AugmentConfig(crop="random_resized", scale=SCALE, ratio=RATIO, flip=True)
     transform = TrainTransform(image_size=IMAGE_SIZE, num_channels=3, augment=augment, jpeg_decoder=decoder)
     demand = Demand(
-        transform=unstaged(transform),
+        transform=StagedTransform(transforms=(transform,)),
         seed=0,
         global_batch=BATCH,
         start_samples=0,

@@ -1,6 +1,5 @@
 """A 64-bit hash that similar pictures share (pHash), and all pairs of hashes that differ in few bits, found without trying all."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -106,9 +105,3 @@ def _expanded(starts: IntArray, stops: IntArray) -> Iterator[tuple[IntArray, Int
         offsets = np.arange(len(queries)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         yield queries, np.repeat(starts[first:stop], lengths) + offsets
         first = stop
-
-
-def expected_candidates(num_hashes: int, *, max_distance: int) -> int:
-    """How many pairs `near_pairs` compares among this many random hashes: what tells how long it takes."""
-    probes = sum(math.comb(_BAND_BITS, bits) for bits in range(max_distance // _NUM_BANDS + 1))
-    return _NUM_BANDS * probes * num_hashes * num_hashes >> _BAND_BITS

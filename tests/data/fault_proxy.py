@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+
+from tests.data.loopback import Loopback
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class WholeFile:
 Fault = Status | Truncate | Short | Flip | Delay | Reset | WholeFile
 
 
-class FaultProxy:
+class FaultProxy(Loopback):
     """Forwards to `127.0.0.1:upstream_port`; the next answers to GET and HEAD suffer the faults given to `inject`, one each."""
 
     def __init__(self, upstream_port: int) -> None:
@@ -68,12 +68,7 @@ class FaultProxy:
         self._faults: list[Fault | None] = []
         self.requests: list[str] = []
         """Method and path of every request, as they came."""
-        self._server = _Server(self)
-        self.port = self._server.server_address[1]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        super().__init__(_Server(self))
 
     def inject(self, faults: Iterable[Fault | None]) -> None:
         """Replace the pending faults (None: an answer without) and forget the requests so far."""
@@ -97,14 +92,6 @@ class FaultProxy:
             return response, response.read()
         finally:
             upstream.close()
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,33 +1,19 @@
 """A small HTTP server of in-memory files that answers ranges and may pass for a bucket: enough for tests without a process."""
 
 import re
-import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote
 
+from tests.data.loopback import Loopback
 
-class RangeServer:
+
+class RangeServer(Loopback):
     """Serves `files` (path without the leading slash -> bytes) on `port` of the loopback."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
-        self._server = _Server(self)
-        self.port = self._server.server_address[1]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_Server(self))
 
 
 class _Server(ThreadingHTTPServer):

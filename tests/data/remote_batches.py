@@ -16,7 +16,7 @@ from vitscale.data.loader import Share, train_loader
 from vitscale.data.order import Order
 from vitscale.data.source import ShardData
 from vitscale.data.storage.block_cache import CacheConfig
-from vitscale.data.types import unstaged
+from vitscale.data.types import StagedTransform
 
 NUM_STEPS = 12
 
@@ -25,7 +25,9 @@ def batch_hashes(root: str, *, num_workers: int, cache: CacheConfig | None = Non
     """A digest of the images, labels and ids of each batch."""
     dataset = open_dataset(root, cache=cache)
     demand = Demand(
-        transform=unstaged(TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig(crop="pad", padding=2, flip=True))),
+        transform=StagedTransform(
+            transforms=(TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig(crop="pad", padding=2, flip=True)),)
+        ),
         seed=9,
         global_batch=16,
         start_samples=0,

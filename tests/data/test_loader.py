@@ -12,7 +12,7 @@ from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import EvalLoader, Share, TrainLoader, eval_loader, train_loader
 from vitscale.data.order import Order
 from vitscale.data.source import ShardData
-from vitscale.data.types import Batch, unstaged
+from vitscale.data.types import Batch, StagedTransform
 
 ORDER = Order(num_samples=103, seed=3, lanes=8, block=4, window=2)
 
@@ -28,7 +28,9 @@ def share(*, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Share:
 
 def train(dataset: Dataset, *, share: Share, global_batch: int = 16, keys: frozenset[str] = frozenset({"image"})) -> TrainLoader:
     demand = Demand(
-        transform=unstaged(TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig(crop="pad", padding=2, flip=True))),
+        transform=StagedTransform(
+            transforms=(TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig(crop="pad", padding=2, flip=True)),)
+        ),
         seed=9,
         global_batch=global_batch,
         start_samples=0,

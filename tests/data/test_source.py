@@ -13,7 +13,7 @@ from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.lanes import rank_slice
 from vitscale.data.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
 from vitscale.data.source import MixtureData, ShardData, open_mixture, open_shards, open_training_data
-from vitscale.data.types import unstaged
+from vitscale.data.types import StagedTransform
 from vitscale.data.worker import TrainParts
 
 WEIGHTS = {"large": 0.7, "middle": 0.2, "small": 0.1}
@@ -49,7 +49,7 @@ def with_classes(root: Path, name: str, classes: tuple[str, ...] | None) -> Path
 
 def demand(global_batch: int, *, start_samples: int = 0) -> Demand:
     return Demand(
-        transform=unstaged(TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig())),
+        transform=StagedTransform(transforms=(TrainTransform(image_size=8, num_channels=1, augment=AugmentConfig()),)),
         seed=1,
         global_batch=global_batch,
         start_samples=start_samples,

@@ -20,7 +20,7 @@ from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.replacement import Replacements
 from vitscale.data.source import TrainingData, open_training_data
-from vitscale.data.types import unstaged
+from vitscale.data.types import StagedTransform
 
 GLOBAL_BATCH = 16
 NUM_STEPS = 100
@@ -40,7 +40,7 @@ class Source:
     def demand(self, *, start_samples: int = 0, global_batch: int = GLOBAL_BATCH, replaced_before: Replacements | None = None) -> Demand:
         whole = rank_slice(global_batch, rank=0, world_size=1)
         return Demand(
-            transform=unstaged(TRANSFORM),
+            transform=StagedTransform(transforms=(TRANSFORM,)),
             seed=9,
             global_batch=global_batch,
             start_samples=start_samples,

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from vitscale.data.types import LostSample, RawSample, SampleFields, StagedTransform, unstaged
+from vitscale.data.types import LostSample, RawSample, SampleFields, StagedTransform
 from vitscale.dist.seeding import CounterRng
 
 
@@ -25,7 +25,7 @@ def test_a_stage_begins_with_the_batch_that_follows_its_start(consumed: int, sta
 
 
 def test_one_transform_for_the_whole_run() -> None:
-    assert all(unstaged(second).at(consumed) is second for consumed in (0, 1, 10**12))
+    assert all(StagedTransform(transforms=(second,)).at(consumed) is second for consumed in (0, 1, 10**12))
 
 
 def test_transforms_and_losses_travel_to_and_from_loader_processes() -> None:

@@ -14,7 +14,7 @@ from vitscale.data.images.transforms import AugmentConfig, EvalTransform, TrainT
 from vitscale.data.lanes import BatchSlice, rank_slice
 from vitscale.data.order import Order
 from vitscale.data.reader import SampleReader
-from vitscale.data.types import Batch, RawSample, SampleFields, unstaged
+from vitscale.data.types import Batch, RawSample, SampleFields, StagedTransform
 from vitscale.data.worker import EvalParts, TrainParts, make_batch
 from vitscale.dist.seeding import CounterRng
 
@@ -33,7 +33,7 @@ def train_parts(dataset: Dataset, whole: BatchSlice, *, global_batch: int, start
     return TrainParts(
         open_reader=partial(SampleReader, dataset),
         order=ORDER,
-        transform=unstaged(TRAIN),
+        transform=StagedTransform(transforms=(TRAIN,)),
         seed=9,
         global_batch=global_batch,
         start_samples=start_samples,
@@ -163,7 +163,7 @@ def test_where_nothing_can_be_decoded_the_parts_end_with_the_error_as_a_value(tm
     parts = TrainParts(
         open_reader=partial(SampleReader, dataset),
         order=order,
-        transform=unstaged(TRAIN),
+        transform=StagedTransform(transforms=(TRAIN,)),
         seed=0,
         global_batch=8,
         start_samples=0,

@@ -1,5 +1,4 @@
 import math
-import pickle
 import random
 
 import numpy as np
@@ -8,9 +7,8 @@ import torch
 from pydantic import ValidationError
 from timm.data.random_erasing import RandomErasing
 
-from vitscale.data.types import RawSample, SampleFields
 from vitscale.dist.seeding import CounterRng
-from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, WithEraseDraws, _hash, erase_images, normal_noise
+from vitscale.objectives.erasing import ErasingConfig, _hash, erase_images, normal_noise
 
 COUNT = 3000
 
@@ -107,24 +105,6 @@ def test_the_hash_is_a_bijection_in_32_bits() -> None:
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
         expected = ((expected ^ (expected >> shift)) * factor) % 2**32
     assert _hash(torch.tensor([12345])).item() == expected ^ (expected >> 15)
-
-
-class _Plain:
-    """A transform that draws once."""
-
-    def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:  # noqa: ARG002
-        return {"image": np.zeros((1, 2, 2), np.uint8), "drawn": rng.uniform()}
-
-
-def test_the_draw_is_added_to_what_the_transform_makes() -> None:
-    config = ErasingConfig(probability=1.0)
-    transform = WithEraseDraws(transform=_Plain(), erasing=config, image_size=32)
-    sample = RawSample(sample_id=0, epoch=0, view=0, key="k", shard="s", members={})
-    fields = transform(sample, CounterRng(1, 2))
-    rng = CounterRng(1, 2)
-    assert fields["drawn"] == rng.uniform()
-    np.testing.assert_array_equal(fields[ERASE_KEY], config.draw(rng, image_size=32))
-    assert pickle.loads(pickle.dumps(transform.erasing)) == config
 
 
 @pytest.mark.parametrize(

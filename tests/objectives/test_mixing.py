@@ -1,12 +1,8 @@
-import pickle
-
-import numpy as np
 import pytest
 import torch
 
-from vitscale.data.types import RawSample, SampleFields
 from vitscale.dist.seeding import CounterRng
-from vitscale.objectives.mixing import MIX_KEY, Mixing, WithMixDraws, mix_images, own_label_shares, soft_targets, swap_pairs
+from vitscale.objectives.mixing import Mixing, mix_images, own_label_shares, soft_targets, swap_pairs
 
 BOTH = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.9)
 
@@ -97,17 +93,3 @@ def test_off_draws_nothing() -> None:
     off = Mixing(mixup_alpha=0.0, cutmix_alpha=0.0, probability=1.0)
     assert not off.is_on
     assert off.draw(CounterRng(0), image_size=8).tolist() == [1, 0, 0, 0, 0]
-
-
-def label_and_one_draw(sample: RawSample, rng: CounterRng) -> SampleFields:
-    return {"label": sample.sample_id, "crop": rng.uniform()}
-
-
-def test_transform_adds_its_draw_and_can_be_sent_to_a_worker() -> None:
-    transform = pickle.loads(pickle.dumps(WithMixDraws(transform=label_and_one_draw, mixing=BOTH, image_size=16)))
-    sample = RawSample(sample_id=7, epoch=0, view=0, key="a", shard="b", members={})
-    fields, again = transform(sample, CounterRng(5)), transform(sample, CounterRng(5))
-    assert (fields["label"], fields["crop"]) == (7, CounterRng(5).uniform())
-    assert fields[MIX_KEY].shape == (5,)
-    assert fields[MIX_KEY].dtype == np.float32
-    assert np.array_equal(fields[MIX_KEY], again[MIX_KEY])

@@ -13,8 +13,9 @@ from vitscale.models import ViTConfig
 from vitscale.models.flops import step_flops
 from vitscale.nn.init import materialise
 from vitscale.objectives import ObjectiveConfig, Supervised, SupervisedConfig
-from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, WithEraseDraws
-from vitscale.objectives.mixing import MIX_KEY, WithMixDraws, own_label_shares, soft_targets
+from vitscale.objectives.draws import WithDraws
+from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig
+from vitscale.objectives.mixing import MIX_KEY, own_label_shares, soft_targets
 from vitscale.objectives.supervised import is_right
 
 MODEL = ViTConfig(variant="mu/8", image_size=16, num_channels=1)
@@ -232,7 +233,7 @@ def test_mixing_needs_even_micro_batches_and_wraps_the_transform() -> None:
     inner = TrainTransform(image_size=16, num_channels=1, augment=plain.augment, targets=ClassTarget(num_classes=2))
     inputs = InputSpec(image_size=16, num_channels=1)
     assert plain.sample_transform(inputs) == inner
-    assert mixed.sample_transform(inputs) == WithMixDraws(transform=inner, mixing=mixed.mixing, image_size=16)
+    assert mixed.sample_transform(inputs) == WithDraws(transform=inner, key=MIX_KEY, source=mixed.mixing, image_size=16)
 
 
 def test_erasing_wraps_the_transform_inside_mixing() -> None:
@@ -240,8 +241,8 @@ def test_erasing_wraps_the_transform_inside_mixing() -> None:
     config = SupervisedConfig(num_classes=2, erasing=erasing, mixup_alpha=0.2)
     inputs = InputSpec(image_size=16, num_channels=1)
     inner = TrainTransform(image_size=16, num_channels=1, augment=config.augment, targets=ClassTarget(num_classes=2))
-    erased = WithEraseDraws(transform=inner, erasing=erasing, image_size=16)
-    assert config.sample_transform(inputs) == WithMixDraws(transform=erased, mixing=config.mixing, image_size=16)
+    erased = WithDraws(transform=inner, key=ERASE_KEY, source=erasing, image_size=16)
+    assert config.sample_transform(inputs) == WithDraws(transform=erased, key=MIX_KEY, source=config.mixing, image_size=16)
     assert built(erasing=erasing).batch_keys == {"image", "label", ERASE_KEY}
 
 

@@ -86,14 +86,9 @@ class SampleTransform(Protocol):
 class StagedTransform:
     """The transform of each stage of a run; `starts[i]` is the number of samples consumed before stage i, the first is 0."""
 
-    starts: tuple[int, ...]
     transforms: tuple[SampleTransform, ...]
+    starts: tuple[int, ...] = (0,)
 
     def at(self, consumed: int) -> SampleTransform:
         """The transform of the batch that follows `consumed` samples."""
         return self.transforms[bisect.bisect_right(self.starts, consumed) - 1]
-
-
-def unstaged(transform: SampleTransform) -> StagedTransform:
-    """One transform for the whole run."""
-    return StagedTransform(starts=(0,), transforms=(transform,))

@@ -3,7 +3,6 @@
 # B batch, C channels, H height, W width, N pixels times channels (half of them: M)
 
 import math
-from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
@@ -13,7 +12,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from vitscale.config import Config
-from vitscale.data.types import RawSample, SampleFields, SampleTransform
 from vitscale.dist.seeding import CounterRng
 
 ERASE_KEY = "erase"
@@ -55,20 +53,6 @@ class ErasingConfig(Config):
                     top, left = rng.integer(0, image_size - height + 1), rng.integer(0, image_size - width + 1)
                     return np.array([top, top + height, left, left + width, rng.bits() >> 32], dtype=np.int64)
         return np.zeros(5, dtype=np.int64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithEraseDraws:
-    """A sample transform that adds its own draw under `ERASE_KEY` to what `transform` makes."""
-
-    transform: SampleTransform
-    erasing: ErasingConfig
-    image_size: int
-
-    def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:
-        """Raises what `transform` raises."""
-        fields = self.transform(sample, rng)
-        return {**fields, ERASE_KEY: self.erasing.draw(rng, image_size=self.image_size)}
 
 
 def erase_images(image_BCHW: Tensor, erase_B5: Tensor, *, fill: Literal["noise", "zero"]) -> Tensor:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitscale.data.types import RawSample, SampleFields, SampleTransform
 from vitscale.dist.seeding import CounterRng
 
 MIX_KEY = "mix"
@@ -52,20 +51,6 @@ def _cutmix_box(rng: CounterRng, *, share: float, image_size: int) -> tuple[int,
     y, x = rng.integer(0, image_size), rng.integer(0, image_size)
     top, left = y - side // 2, x - side // 2
     return max(top, 0), min(top + side, image_size), max(left, 0), min(left + side, image_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithMixDraws:
-    """A sample transform that adds its own mixing draw under `MIX_KEY` to what `transform` makes."""
-
-    transform: SampleTransform
-    mixing: Mixing
-    image_size: int
-
-    def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:
-        """Raises what `transform` raises."""
-        fields = self.transform(sample, rng)
-        return {**fields, MIX_KEY: self.mixing.draw(rng, image_size=self.image_size)}
 
 
 def mix_images(image_BCHW: Tensor, mix_B5: Tensor) -> Tensor:

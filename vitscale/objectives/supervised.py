@@ -18,8 +18,9 @@ from vitscale.models import Backbone, ViTShape
 from vitscale.models.flops import step_flops
 from vitscale.nn.head import ClassificationHead
 from vitscale.objectives.base import Objective, StepOutput
-from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, WithEraseDraws, erase_images
-from vitscale.objectives.mixing import MIX_KEY, Mixing, WithMixDraws, mix_images, mix_targets, own_label_shares
+from vitscale.objectives.draws import WithDraws
+from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, erase_images
+from vitscale.objectives.mixing import MIX_KEY, Mixing, mix_images, mix_targets, own_label_shares
 
 Loss = Literal["softmax", "sigmoid"]
 
@@ -105,9 +106,9 @@ class SupervisedConfig(Config):
             jpeg_decoder=inputs.jpeg_decoder,
         )
         if self.erasing is not None:
-            transform = WithEraseDraws(transform=transform, erasing=self.erasing, image_size=inputs.image_size)
+            transform = WithDraws(transform=transform, key=ERASE_KEY, source=self.erasing, image_size=inputs.image_size)
         if self.mixing.is_on:
-            transform = WithMixDraws(transform=transform, mixing=self.mixing, image_size=inputs.image_size)
+            transform = WithDraws(transform=transform, key=MIX_KEY, source=self.mixing, image_size=inputs.image_size)
         return transform
 
     def build(self, backbone: Backbone) -> "Supervised":
