@@ -39,6 +39,8 @@ class ParallelConfig(Config):
     """Activation checkpointing: none; selective keeps the results of matrix products; full keeps each block's input only."""
     recompute_every: int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Apply `recompute` to every n-th block."""
+    offload_optimizer: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Keep master weights and optimizer state in host memory (ZeRO-Offload); needs ZeRO stage 1, 2 or 3."""
 
 
 class TrainConfig(Config):
@@ -52,6 +54,20 @@ class TrainConfig(Config):
     """Optimizer steps between log lines; between them no metric leaves the device."""
     log_images: int = Field(default=16, ge=0, json_schema_extra=OPERATIONAL)
     """Augmented inputs shown in TensorBoard at the start of the run and of every resume; 0 shows none."""
+
+
+class WatchConfig(Config):
+    """What is looked for while a run goes on. Nothing here changes what is computed."""
+
+    hang_seconds: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """A rank that shows no progress for so long is stopped, with the stacks of all ranks on disk. auto: a multiple of the longest
+    time that it has taken so far, at least 20 seconds; half an hour before the first step is done."""
+    straggler_factor: float = Field(default=2.0, gt=1, json_schema_extra=OPERATIONAL)
+    """A rank whose own work takes so many times the median of all ranks between two reports is named."""
+    compare_replicas_every_steps: Annotated[int, Field(ge=1)] | None = Field(default=500, json_schema_extra=OPERATIONAL)
+    """Steps between comparisons of what all ranks hold alike, also made before every save; null makes none."""
+    max_skipped_steps: int = Field(default=3, ge=0, json_schema_extra=OPERATIONAL)
+    """Consecutive steps without a finite gradient that are skipped on all ranks; one more ends the run."""
 
 
 class StageConfig(Config):
@@ -87,6 +103,8 @@ class RunConfig(Config):
     """Precision, sharding and recomputation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving."""
+    watch: WatchConfig = WatchConfig()
+    """Hangs, slow ranks, silent corruption."""
     evals: dict[str, EvalConfig] = Field(default={}, json_schema_extra=OPERATIONAL)
     """Evaluations by name, during training and by `vitscale evaluate`."""
     stages: tuple[StageConfig, ...] = ()
