@@ -12,8 +12,8 @@ from vitscale.train.guards import NonFinite, StopRequest, Verdict, first_non_fin
 def test_a_step_given_beforehand_stops_there() -> None:
     stop = StopRequest(stop_at_step=3)
     try:
-        assert [stop.vote(step, failed=False) for step in (1, 2, 3, 4)] == [Verdict.GO_ON, Verdict.GO_ON, Verdict.STOP, Verdict.STOP]
-        assert stop.vote(3, failed=True) is Verdict.FAIL, "what went wrong is said, not that the run was to stop anyway"
+        assert [stop.vote(step, failed=False).verdict for step in (1, 2, 3, 4)] == [Verdict.GO_ON, Verdict.GO_ON, Verdict.STOP, Verdict.STOP]
+        assert stop.vote(3, failed=True).verdict is Verdict.FAIL, "what went wrong is said, not that the run was to stop anyway"
         assert [stop.is_reached(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
     finally:
         stop.close()
@@ -24,9 +24,9 @@ def test_a_signal_stops_and_a_second_one_would_act_as_before(number: signal.Sign
     before = signal.getsignal(number)
     stop = StopRequest()
     try:
-        assert stop.vote(1, failed=False) is Verdict.GO_ON
+        assert stop.vote(1, failed=False).verdict is Verdict.GO_ON
         os.kill(os.getpid(), number)
-        assert stop.vote(2, failed=False) is Verdict.STOP
+        assert stop.vote(2, failed=False).verdict is Verdict.STOP
         assert signal.getsignal(number) is before
     finally:
         stop.close()

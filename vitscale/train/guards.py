@@ -26,6 +26,14 @@ class Verdict(enum.IntEnum):
     """A rank cannot do the next step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of a vote: what all ranks do next, and how many saves every one of them has written its part of."""
+
+    verdict: Verdict
+    parts_written: int
+
+
 class StopRequest:
     """Turns SIGTERM and SIGINT, a step given beforehand, or a failure of one rank into one decision that every rank takes at the
     same step.
@@ -48,15 +56,17 @@ class StopRequest:
         """Whether the step given beforehand is done."""
         return self._stop_at_step is not None and step >= self._stop_at_step
 
-    def vote(self, step: int, *, failed: bool) -> Verdict:
-        """What all ranks do after this step; `failed` says that this one cannot go on. All ranks must call this once per step."""
+    def vote(self, step: int, *, failed: bool, parts_written: int = 0) -> Outcome:
+        """What all ranks do after this step; `failed` says that this one cannot go on, `parts_written` counts the saves of which
+        it has written its part. All ranks must call this once per step."""
         asked = self.is_reached(step) or self._asked.is_set()
         mine = Verdict.FAIL if failed else Verdict.STOP if asked else Verdict.GO_ON
-        if self._group is None:
-            return mine
-        ballot = torch.tensor([int(mine)])
-        dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._group)
-        return Verdict(int(ballot.item()))
+        # One reduction for both: the gravest verdict, and through its sign the least number of parts.
+        ballot = torch.tensor([int(mine), -parts_written])
+        if self._group is not None:
+            dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._group)
+        verdict, fewest = ballot.tolist()
+        return Outcome(verdict=Verdict(verdict), parts_written=-fewest)
 
     def close(self) -> None:
         """Give the signals back."""

@@ -42,7 +42,7 @@ def train_loop(run: Run) -> TrainState:
         with clock.waiting_for_data():
             upcoming = run.fetch(state)
 
-        verdict = run.stop.vote(state.step, failed=upcoming.error is not None)
+        verdict = run.stop.vote(state.step, failed=upcoming.error is not None).verdict
         last = verdict is not Verdict.GO_ON or state.step == run.num_steps
         evaluations = run.due_evaluations(state.step)
         save = last or state.step % run.config.checkpoint.every_steps == 0
