@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitscale.models import ViTConfig
-from vitscale.models.flops import executed_step_flops, forward_flops, num_parameters, step_flops
+from vitscale.models.flops import forward_flops, num_parameters, step_flops
 from vitscale.objectives import SupervisedConfig
 
 # Published counts in millions without head (big_vision) and with 1000 classes, and forward GFLOPs, at 224 pixels.
@@ -62,7 +62,7 @@ def test_counts_equal_torchs_counter(changes: dict, pre_logits: int | None) -> N
 
     assert sum(parameter.numel() for parameter in objective.parameters()) == num_parameters(model.shape, **head)
     assert counted(image_BCHW, backward=False) == forward_flops(model.shape, **head)
-    assert counted(image_BCHW, backward=True) == executed_step_flops(model.shape, **head)
+    # With a gradient of the input, which training does not need: the convention counts it.
     assert counted(image_BCHW.requires_grad_(), backward=True) == step_flops(model.shape, **head)
 
 

@@ -18,11 +18,6 @@ def step_flops(shape: ViTShape, *, num_classes: int = 0, pre_logits_width: int |
     return 3 * forward_flops(shape, num_classes=num_classes, pre_logits_width=pre_logits_width)
 
 
-def executed_step_flops(shape: ViTShape, *, num_classes: int = 0, pre_logits_width: int | None = None) -> int:
-    """`step_flops` less what no framework computes: the patch embedding needs no gradient of its input."""
-    return step_flops(shape, num_classes=num_classes, pre_logits_width=pre_logits_width) - _patch_embed_flops(shape)
-
-
 def num_parameters(shape: ViTShape, *, num_classes: int = 0, pre_logits_width: int | None = None) -> int:
     """Parameters of the backbone and, where `num_classes` is not 0, of the head."""
     d, m = shape.width, shape.mlp_width
