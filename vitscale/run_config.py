@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vitscale.checkpoint.config import CheckpointConfig
-from vitscale.config import OPERATIONAL, Config, ConfigError, decode_file, dump_yaml, problem_report
+from vitscale.config import OPERATIONAL, Auto, Config, ConfigError, decode_file, dump_yaml, problem_report
 from vitscale.data.config import DataConfig, OrderedConfig
 from vitscale.evals import EvalConfig
 from vitscale.models import ModelConfig
@@ -16,7 +16,6 @@ from vitscale.objectives import ObjectiveConfig
 from vitscale.optim.config import OptimConfig, RsqrtConfig, WsdConfig
 from vitscale.weights.transfer import InitFromConfig
 
-Auto = Literal["auto"]
 Precision = Literal["fp32", "bf16"]
 ZeroStage = Literal[0, 1, 2, 3]
 RecomputeMode = Literal["none", "selective", "full"]

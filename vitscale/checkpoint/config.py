@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vitscale.config import OPERATIONAL, Config
+from vitscale.config import OPERATIONAL, Auto, Config
 
 
 class KeepBestConfig(Config):
@@ -29,7 +29,7 @@ class CheckpointConfig(Config):
     """Checkpoints whose step is a multiple of this stay for ever."""
     keep_best: KeepBestConfig | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Checkpoints that stay as the best by an evaluation made at their step."""
-    in_background: bool | Literal["auto"] = Field(default="auto", json_schema_extra=OPERATIONAL)
+    in_background: bool | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
     """Copy the state to host memory and write it while training goes on. auto: where the copy fits the host's memory."""
     upload_to: str | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Address (s3://bucket/prefix, gs://, az://) that committed checkpoints are copied to, and resumed from where the run

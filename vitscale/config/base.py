@@ -1,7 +1,7 @@
 """The base of every configuration class: frozen, strict, closed to unknown keys, documented by attribute docstrings."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -21,6 +21,9 @@ class Config(BaseModel):
 
 OPERATIONAL: dict[str, Any] = {"operational": True}
 """`json_schema_extra` of a field that says how a run is carried out, never what it computes (logging, workers, ranks)."""
+
+Auto = Literal["auto"]
+"""The value of a field that the plan fills in."""
 
 
 def is_operational(field: FieldInfo) -> bool:

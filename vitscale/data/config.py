@@ -4,13 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vitscale.config import OPERATIONAL, Config
+from vitscale.config import OPERATIONAL, Auto, Config
 from vitscale.data.shard_urls import url_problem
 from vitscale.data.shares import cycle_slots
 from vitscale.data.storage.block_cache import CacheConfig
 from vitscale.data.types import JpegDecoder
-
-Auto = Literal["auto"]
 
 _PREFETCH_BATCHES = 4
 _SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"

@@ -19,9 +19,16 @@ class WeightAverage:
         self._decay = decay
         self.averages = [weight.clone() for weight in weights]
 
-    def update(self) -> None:
-        """Take the weights of a finished step in."""
-        torch._foreach_lerp_(self.averages, self._weights, 1.0 - self._decay)
+    def update(self, *, is_taken: bool | Tensor = True) -> None:
+        """Take the weights of a finished step in, unless the step was skipped: then the average stays as it is, bit for bit.
+
+        A scalar tensor is read where it lies, so that nobody waits for the device.
+        """
+        if isinstance(is_taken, Tensor):
+            weight = torch.where(is_taken, 1.0 - self._decay, 0.0)
+            torch._foreach_lerp_(self.averages, self._weights, [weight] * len(self.averages))
+        elif is_taken:
+            torch._foreach_lerp_(self.averages, self._weights, 1.0 - self._decay)
 
     @contextmanager
     def in_place_of_weights(self, refresh: Callable[[], None]) -> Iterator[None]:
