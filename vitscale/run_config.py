@@ -167,6 +167,16 @@ def precision_problem(*, precision: Precision | Auto, zero_stage: ZeroStage | Au
     return "parallel.zero_stage: 0 with precision bf16 takes a wrong first Adam step in DeepSpeed 0.19; use stage 1, 2 or 3, or fp32"
 
 
+def offload_problem(*, offload_optimizer: bool, zero_stage: ZeroStage | Auto) -> str | None:
+    """Why the optimizer cannot be offloaded at a stage, with path and remedy; None where it can, or where the stage is still open."""
+    if not offload_optimizer or zero_stage != 0:
+        return None
+    return (
+        "parallel.offload_optimizer: at ZeRO stage 0 DeepSpeed wraps no optimizer that it could keep in host memory; use"
+        " parallel.zero_stage 1, 2, 3 or auto, or leave offload_optimizer out"
+    )
+
+
 def _image_problems(config: RunConfig) -> Iterator[str]:
     channels = config.model.num_channels
     if channels not in _CHANNELS_OF_IMAGES:
@@ -219,6 +229,9 @@ def _parallel_problems(parallel: ParallelConfig) -> Iterator[str]:
     wrong_step = precision_problem(precision=parallel.precision, zero_stage=parallel.zero_stage)
     if wrong_step is not None:
         yield wrong_step
+    nothing_sharded = offload_problem(offload_optimizer=parallel.offload_optimizer, zero_stage=parallel.zero_stage)
+    if nothing_sharded is not None:
+        yield nothing_sharded
     if parallel.recompute == "none" and parallel.recompute_every != 1:
         yield f"parallel.recompute_every: {parallel.recompute_every} has no effect with recompute none; set recompute, or leave it out"
 

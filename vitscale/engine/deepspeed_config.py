@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitscale.config import ConfigError
-from vitscale.run_config import Precision, RecomputeMode, ZeroStage, precision_problem
+from vitscale.run_config import Precision, RecomputeMode, ZeroStage, offload_problem, precision_problem
 
 Device = Literal["cpu", "cuda"]
 
@@ -17,6 +17,7 @@ class EngineConfig:
 
     `micro_batch` samples pass forward and backward at a time, `accumulation` times per optimizer step. Masters, moments and
     the moving average are fp32 in either precision. `clip_grad_norm` and `ema_decay` are None for never and for none.
+    `offload_optimizer` keeps masters, moments and average in host memory, where the optimizer then works.
     """
 
     zero_stage: ZeroStage
@@ -26,6 +27,7 @@ class EngineConfig:
     accumulation: int = 1
     clip_grad_norm: float | None = None
     ema_decay: float | None = None
+    offload_optimizer: bool = False
     recompute: RecomputeMode = "none"
     recompute_every: int = 1
     beta1: float = 0.9
@@ -57,6 +59,9 @@ def check(config: EngineConfig) -> None:
     wrong_step = precision_problem(precision=config.precision, zero_stage=config.zero_stage)
     if wrong_step is not None:
         raise ConfigError(wrong_step)
+    nothing_sharded = offload_problem(offload_optimizer=config.offload_optimizer, zero_stage=config.zero_stage)
+    if nothing_sharded is not None:
+        raise ConfigError(nothing_sharded)
 
 
 def deepspeed_config(config: EngineConfig, *, num_parameters: int) -> dict[str, Any]:
@@ -80,6 +85,9 @@ def deepspeed_config(config: EngineConfig, *, num_parameters: int) -> dict[str, 
         # A bf16 sum of many micro-batches loses the small ones. DeepSpeed offers no fp32 sum at stage 1 with masters that
         # a checkpoint of ours could read.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.offload_optimizer:
+        # torch's AdamW, fused, works on host memory as well; DeepSpeed's own compiles for minutes.
+        settings["zero_force_ds_cpu_optimizer"] = False
     return settings
 
 
@@ -97,6 +105,8 @@ def _zero(config: EngineConfig, *, num_parameters: int) -> dict[str, Any]:
         "contiguous_gradients": config.device == "cuda" or config.zero_stage > 1,
         "allgather_bucket_size": 2 * max(1, limits.reduce // 2),
     }
+    if config.offload_optimizer:
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device == "cuda"}
     if config.zero_stage == 3:
         settings |= {
             # The default patches torch.nn.functional.linear for the rest of the process and rounds bf16 differently.

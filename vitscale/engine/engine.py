@@ -1,5 +1,6 @@
 """One rank's engine: starts an objective under DeepSpeed, takes optimizer steps, predicts, and shows its sharded state."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Engine:
         self._root = root
         self._seed = seed
         self._ranks = ranks
+        self._is_poisoned = False
         self._optimizer = internals.inner_optimizer(deepspeed_engine)
         self._refresh = partial(internals.refresh_forward_weights, deepspeed_engine, zero_stage=config.zero_stage)
         parameters = dict(root.objective.named_parameters())
@@ -99,7 +101,8 @@ class Engine:
         """One optimizer step on the mean gradient of all ranks' micro-batches. Results stay on the device.
 
         At stages 1 to 3 DeepSpeed waits for the device once a step, to see whether the gradient is finite. One that is not
-        changes neither weights nor moments, at every stage; the norm says so.
+        on a single rank changes nothing on any rank, at every stage: weights, moments, Adam's step count and the moving
+        average stay as they are, bit for bit; the norm says so.
         """
         assert len(micro_batches) == self.config.accumulation, f"{len(micro_batches)} micro-batches, not {self.config.accumulation}"
         self._seed_random_operations(step)
@@ -107,15 +110,22 @@ class Engine:
             self._forward_backward(batch, step, last=number == self.config.accumulation)
             for number, batch in enumerate(micro_batches, start=1)
         ]
-        grad_norm = self._update(lr)
+        grad_norm, is_taken = self._update(lr)
         self._root.objective.after_step(step)
         if self._average is not None:
-            self._average.update()
+            self._average.update(is_taken=is_taken)
         return StepMetrics(
             loss=_mean([output.loss for output in outputs]),
             metrics={name: _mean([output.metrics[name] for output in outputs]) for name in outputs[0].metrics},
             grad_norm=grad_norm,
         )
+
+    def poison_next_gradient(self) -> None:
+        """Make this rank's gradient of the next step NaN, as a fault in its arithmetic would; the loss it reports is the true one.
+
+        For rehearsals of that fault and for tests; all other ranks need not call it.
+        """
+        self._is_poisoned = True
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
@@ -160,20 +170,23 @@ class Engine:
 
     def _forward_backward(self, batch: Batch, step: int, *, last: bool) -> StepOutput:
         loss, metrics = self._engine("forward", self._to_device(batch), step)
-        self._engine.backward(loss)  # divides by the accumulation; the mean over ranks is taken in the last one, or in each (stages 2, 3)
+        # Divides by the accumulation; the mean over ranks is taken in the last one, or in each (stages 2, 3).
+        self._engine.backward(loss * math.nan if self._is_poisoned else loss)
+        self._is_poisoned = False
         if not last:
             self._engine.step()  # only counts the micro-batch
         return StepOutput(loss=loss.detach(), metrics=metrics)
 
-    def _update(self, lr: float) -> Tensor:
+    def _update(self, lr: float) -> tuple[Tensor, bool | Tensor]:
+        """The gradient's norm, and whether the step was taken: at stage 0 only the device knows."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self.config.zero_stage == 0:
             grad_norm = self._clip_replicated()
             self._engine.step()
-            return grad_norm
+            return grad_norm, torch.isfinite(grad_norm)
         self._engine.step()
-        return internals.global_grad_norm(self._engine, device=self.device)
+        return internals.global_grad_norm(self._engine, device=self.device), not internals.skipped_step(self._engine)
 
     @torch.no_grad()
     def _clip_replicated(self) -> Tensor:

@@ -89,6 +89,12 @@ def global_grad_norm(engine: Any, *, device: torch.device) -> Tensor:
     return torch.as_tensor(norm, dtype=torch.float32, device=device)
 
 
+def skipped_step(engine: Any) -> bool:
+    """Whether the last step, at stages 1 to 3, was not taken because its gradient was not finite."""
+    is_skipped: bool = engine.optimizer.overflow
+    return is_skipped
+
+
 def destroy(engine: Any) -> None:
     """Free an engine, so that another can live in this process. Its module is empty afterwards."""
     root, zero = engine.module, engine.optimizer
