@@ -1,5 +1,7 @@
 """Step results: means over steps, each loss kept, nothing left behind."""
 
+import math
+
 import torch
 
 from vitscale.engine.engine import StepMetrics
@@ -24,3 +26,16 @@ def test_collect_averages_and_numbers_the_steps() -> None:
     assert abs(summary.values["train_top1"] - 0.6) < 1e-6
     pending.add(metrics(5.0, 0.5, 2.0))
     assert pending.collect().first_step == 13
+
+
+def test_means_leave_out_what_was_skipped() -> None:
+    pending = PendingSteps(steps_done=0)
+    pending.add(metrics(1.0, 0.5, 2.0))
+    pending.add(metrics(math.nan, math.nan, math.inf))
+    pending.add(metrics(3.0, 0.5, 4.0))
+    summary = pending.collect()
+    assert summary.values == {"loss": 2.0, "loss_max": 3.0, "grad_norm": 3.0, "train_top1": 0.5}
+    assert math.isnan(summary.losses[1])
+    assert summary.grad_norms == (2.0, math.inf, 4.0)
+    pending.add(metrics(math.nan, math.nan, math.inf))
+    assert pending.collect().values == {}

@@ -13,7 +13,8 @@ from vitscale.engine.engine import StepMetrics
 @dataclass(frozen=True, kw_only=True)
 class StepSummary:
     """The steps since the last report: `losses[i]` is the loss of step `first_step + i` over all ranks (steps count from 1),
-    `grad_norms[i]` its gradient norm before clipping, `values` the means of every metric over these steps and all ranks."""
+    `grad_norms[i]` its gradient norm before clipping, `values` the means of every metric over all ranks and those of these
+    steps whose gradient was finite: the engine skips the others. Without such a step `values` is empty."""
 
     first_step: int
     losses: tuple[float, ...]
@@ -41,10 +42,14 @@ class PendingSteps:
         means = (all_reduce_sum(rows) / current_ranks().world_size).cpu()
         norms = torch.stack([_scalar(step.grad_norm) for step in steps]).cpu()
         first, self._next_step = self._next_step, self._next_step + len(steps)
-        losses = tuple(means[:, 0].tolist())
-        values = {"loss": means[:, 0].mean().item(), "loss_max": max(losses), "grad_norm": norms.mean().item()}
-        values |= {name: means[:, 1 + i].mean().item() for i, name in enumerate(names)}
-        return StepSummary(first_step=first, losses=losses, grad_norms=tuple(norms.tolist()), values=values)
+        taken = norms.isfinite()
+        values = _means(names, rows=means[taken], norms=norms[taken]) if taken.any() else {}
+        return StepSummary(first_step=first, losses=tuple(means[:, 0].tolist()), grad_norms=tuple(norms.tolist()), values=values)
+
+
+def _means(names: list[str], *, rows: Tensor, norms: Tensor) -> dict[str, float]:
+    values = {"loss": rows[:, 0].mean().item(), "loss_max": rows[:, 0].max().item(), "grad_norm": norms.mean().item()}
+    return values | {name: rows[:, 1 + i].mean().item() for i, name in enumerate(names)}
 
 
 def _scalar(value: Tensor) -> Tensor:
