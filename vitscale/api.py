@@ -1,7 +1,7 @@
 """The public API, the same that the commands use: load_config, plan, train, evaluate, export, audit."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,22 @@ from vitscale.train.build import open_run
 from vitscale.train.evaluate import evaluate_checkpoint
 from vitscale.train.export import export_checkpoint
 from vitscale.train.loop import train_loop
+from vitscale.train.run_lock import Launch
 
-__all__ = ["AuditReport", "Cluster", "Plan", "RunConfig", "TrainResult", "audit", "evaluate", "export", "load_config", "plan", "train"]
+__all__ = [
+    "AuditReport",
+    "Cluster",
+    "Launch",
+    "Plan",
+    "RunConfig",
+    "TrainResult",
+    "audit",
+    "evaluate",
+    "export",
+    "load_config",
+    "plan",
+    "train",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +54,23 @@ def plan(config: RunConfig, *, world_size: int = 1) -> Plan:
     return make_plan(config, cluster=detect_cluster(device=config.parallel.device, world_size=world_size))
 
 
-def train(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None) -> TrainResult:
+def train(
+    config: RunConfig,
+    *,
+    allow_change: Collection[str] = (),
+    stop_at_step: int | None = None,
+    stop_when: Callable[[], bool] | None = None,
+    launch: Launch | None = None,
+) -> TrainResult:
     """Train, or go on training, in the processes it finds: this one, torchrun's, or those of a group that exists already.
 
     Called on every rank with equal arguments. A run directory that holds checkpoints is resumed; `allow_change` names
-    settings that may then differ. Raises `StopRequested` after a requested stop (everything saved), else the `UserError` of
-    whatever is wrong.
+    settings that may then differ. `stop_when` is asked after each step, on every rank, whether to save and stop, as signals
+    do. `launch` names a command that starts several groups of processes one after the other. Raises `StopRequested` after a
+    requested stop (everything saved), else the `UserError` of whatever is wrong.
     """
     try:
-        with open_run(config, allow_change=allow_change, stop_at_step=stop_at_step) as run:
+        with open_run(config, allow_change=allow_change, stop_at_step=stop_at_step, stop_when=stop_when, launch=launch) as run:
             try:
                 state = train_loop(run)
             except UserError as error:

@@ -12,14 +12,19 @@ from vitscale.train.guards import NonFinite, StopRequest, Verdict, first_non_fin
 def test_a_step_given_beforehand_stops_there() -> None:
     stop = StopRequest(stop_at_step=3)
     try:
-        assert [stop.vote(step, failed=False).verdict for step in (1, 2, 3, 4)] == [Verdict.GO_ON, Verdict.GO_ON, Verdict.STOP, Verdict.STOP]
+        assert [stop.vote(step, failed=False).verdict for step in (1, 2, 3, 4)] == [
+            Verdict.GO_ON,
+            Verdict.GO_ON,
+            Verdict.STOP,
+            Verdict.STOP,
+        ]
         assert stop.vote(3, failed=True).verdict is Verdict.FAIL, "what went wrong is said, not that the run was to stop anyway"
         assert [stop.is_reached(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
     finally:
         stop.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_stops_and_a_second_one_would_act_as_before(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     stop = StopRequest()
@@ -31,6 +36,15 @@ def test_a_signal_stops_and_a_second_one_would_act_as_before(number: signal.Sign
     finally:
         stop.close()
     assert signal.getsignal(number) is before
+
+
+def test_others_may_ask_too() -> None:
+    answers = iter([False, True])
+    stop = StopRequest(sources=[lambda: False, lambda: next(answers)])
+    try:
+        assert [stop.vote(step, failed=False).verdict for step in (1, 2)] == [Verdict.GO_ON, Verdict.STOP]
+    finally:
+        stop.close()
 
 
 @pytest.mark.parametrize(

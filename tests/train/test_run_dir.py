@@ -1,63 +1,14 @@
-"""The run directory: one writer, logs cut back to the resumed step, small files never half-written."""
+"""The run directory: logs cut back to the resumed step, small files never half-written."""
 
 import json
-import multiprocessing
-import subprocess
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscale.config import UsageError
-from vitscale.train.run_dir import RunDirectory, exclusive, replace_text
-
-HOLDER = """
-import sys
-from pathlib import Path
-from vitscale.train.run_dir import RunDirectory, exclusive
-with exclusive(RunDirectory(root=Path(sys.argv[1]))):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UsageError, match=f"process {holder.pid} on"), exclusive(RunDirectory(root=tmp_path)):
-        pass
-    holder.kill()
-    holder.wait()
-    with exclusive(RunDirectory(root=tmp_path)):
-        pass  # a killed holder leaves nothing to clean up
-
-
-def test_of_many_that_start_together_exactly_one_gets_the_lock(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_try, args=(tmp_path, barrier, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    outcomes = sorted(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
-    assert outcomes == ["held", "refused", "refused"]
-
-
-def _try(root: Path, barrier, results) -> None:  # type: ignore[no-untyped-def]
-    barrier.wait()
-    try:
-        with exclusive(RunDirectory(root=root)):
-            barrier.wait()
-            results.put("held")
-    except UsageError:
-        barrier.wait()
-        results.put("refused")
+from vitscale.train.run_dir import RunDirectory, replace_text
 
 
 def test_rewinding_drops_later_steps_and_a_torn_line(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """From a configuration to a Run that is ready to train, in the order that the steps depend on each other."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -37,13 +37,22 @@ from vitscale.train.reporter import Reporter
 from vitscale.train.reports import Observer
 from vitscale.train.resume import ResumeDecision, decide_resume
 from vitscale.train.run import Run
-from vitscale.train.run_dir import RunDirectory, exclusive, replace_text, writing
+from vitscale.train.run_dir import RunDirectory, replace_text, writing
+from vitscale.train.run_lock import Launch, exclusive
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, last_step, read_host_state
+from vitscale.train.stop_request import RequestFile
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None) -> Iterator[Run]:
+def open_run(
+    config: RunConfig,
+    *,
+    allow_change: Collection[str] = (),
+    stop_at_step: int | None = None,
+    stop_when: Callable[[], bool] | None = None,
+    launch: Launch | None = None,
+) -> Iterator[Run]:
     """Build the run and take it down again. All ranks enter this with equal arguments.
 
     In this order: 1. plan, 2. lock the run directory, 3. decide where to resume, 4. open the data to train and to evaluate
@@ -55,7 +64,8 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
     plan = make_plan(config, cluster=_agreed(detect_cluster(device=config.parallel.device, world_size=ranks.world_size)))
     directory = RunDirectory(root=config.run_dir)
     with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(exclusive(directory)))
+        sources = [] if stop_when is None else [stop_when]
+        on_main(lambda: sources.append(_hold(directory, launch=launch, stack=stack).is_asked))
         jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
         if config.data.num_workers:
             start_fork_server()  # after the log, which its processes write to
@@ -80,7 +90,7 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
             pin_memory=plan.device == "cuda",
         )
         stack.callback(loader.close)
-        stop = StopRequest(stop_at_step=stop_at_step)
+        stop = StopRequest(stop_at_step=stop_at_step, sources=sources)
         stack.callback(stop.close)
         sample_log = jointly(lambda: SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None))
         stack.callback(sample_log.close)
@@ -108,6 +118,15 @@ def open_run(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_s
 def _agreed(cluster: Cluster) -> Cluster:
     """With the memory of the rank that has least: ranks that planned another micro-batch would wait for each other for ever."""
     return replace(cluster, memory_bytes=min(gather_json(cluster.memory_bytes)))
+
+
+def _hold(directory: RunDirectory, *, launch: Launch | None, stack: contextlib.ExitStack) -> RequestFile:
+    """Rank 0 holds the run directory, and from then on hears what is asked through it."""
+    stack.enter_context(exclusive(directory, launch))
+    with writing(directory):
+        requests = RequestFile(directory.root, launch=None if launch is None else launch.id)
+    stack.callback(requests.close)
+    return requests
 
 
 def _start_log(directory: RunDirectory, *, rank: int, stack: contextlib.ExitStack) -> None:

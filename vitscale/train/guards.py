@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from vitscale.dist.collectives import is_distributed
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Verdict(enum.IntEnum):
@@ -35,16 +35,19 @@ class Outcome:
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT, a step given beforehand, or a failure of one rank into one decision that every rank takes at the
-    same step.
+    """Turns SIGTERM, SIGINT and SIGUSR1, a step given beforehand, what others ask through `sources`, or a failure of one rank
+    into one decision that every rank takes at the same step.
 
     A signal reaches ranks at different times, and a rank that ended by itself would leave the others waiting for it in the next
     collective. So after each step, when each has its batch for the next one, they vote over a host-side group. A second signal
     acts as if nobody had listened: it ends the process at once.
     """
 
-    def __init__(self, *, stop_at_step: int | None = None) -> None:
+    def __init__(self, *, stop_at_step: int | None = None, sources: Sequence[Callable[[], bool]] = ()) -> None:
+        """Each of `sources` says whether the run is to stop. They are asked after each step and may answer differently on
+        different ranks; one of them on one rank suffices."""
         self._stop_at_step = stop_at_step
+        self._sources = tuple(sources)
         self._asked = threading.Event()
         self._group = dist.new_group(backend="gloo") if is_distributed() else None
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -59,7 +62,7 @@ class StopRequest:
     def vote(self, step: int, *, failed: bool, parts_written: int = 0) -> Outcome:
         """What all ranks do after this step; `failed` says that this one cannot go on, `parts_written` counts the saves of which
         it has written its part. All ranks must call this once per step."""
-        asked = self.is_reached(step) or self._asked.is_set()
+        asked = self.is_reached(step) or self._asked.is_set() or any(source() for source in self._sources)
         mine = Verdict.FAIL if failed else Verdict.STOP if asked else Verdict.GO_ON
         # One reduction for both: the gravest verdict, and through its sign the least number of parts.
         ballot = torch.tensor([int(mine), -parts_written])

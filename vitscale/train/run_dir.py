@@ -1,17 +1,15 @@
-"""The run directory: where everything of a run lies, who may write to it, and how its logs are cut back on a resume."""
+"""The run directory: where everything of a run lies, and how its logs are cut back on a resume."""
 
 import contextlib
-import fcntl
 import json
 import math
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vitscale.config import ConfigError, UsageError
+from vitscale.config import ConfigError
 
 _BLOCK_BYTES = 1 << 16
 
@@ -95,31 +93,6 @@ class RunDirectory:
         for path in [self.metrics, *sorted((self.root / "samples").glob("rank-*.jsonl"))]:
             if path.exists():
                 _keep_lines(path, last_step=step)
-
-
-@contextlib.contextmanager
-def exclusive(directory: RunDirectory) -> Iterator[None]:
-    """Hold the run directory's lock; the kernel releases it when this process dies, however it dies.
-
-    Raises `UsageError` naming the holder when another process has it, `ConfigError` when the directory cannot be written.
-    """
-    with writing(directory):
-        directory.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unnamed process"
-            raise UsageError(
-                f"{directory.root}: another process is training in this run directory ({holder})."
-                " Wait for it, stop it, or give this run another name (name=...)."
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
