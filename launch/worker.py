@@ -11,7 +11,8 @@ import torch.distributed as dist
 from vitscale.api import train
 from vitscale.config import UsageError, decode
 from vitscale.run_config import RunConfig
-from vitscale.train.run_dir import RunDirectory, exclusive
+from vitscale.train.run_dir import RunDirectory
+from vitscale.train.run_lock import exclusive
 
 from .task import TrainTask
 

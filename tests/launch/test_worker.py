@@ -14,7 +14,8 @@ import torch.distributed as dist
 from tests.train.tiny_run import losses, tiny_config
 from vitscale.config import UsageError
 from vitscale.engine.processes import shutdown
-from vitscale.train.run_dir import RunDirectory, exclusive
+from vitscale.train.run_dir import RunDirectory
+from vitscale.train.run_lock import exclusive
 from vitscale_launch.task import make_task
 from vitscale_launch.worker import _enter_folder, _wait_for_lock, train_worker
 
