@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.simulation import make_tensors, save_as
-from vitscale.checkpoint.discover import find_newest, resolve_checkpoint, verify
+from vitscale.checkpoint.discover import checkpoints_folder, find_newest, hash_file, resolve_checkpoint, verify
 from vitscale.config import CheckpointError
 
 TENSORS = make_tensors(seed=1)
@@ -102,3 +102,29 @@ def test_a_path_without_checkpoints_is_refused_with_what_was_seen(tmp_path: Path
         resolve_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no whole checkpoint here; give a run directory"):
         resolve_checkpoint(tmp_path / "missing")
+
+
+def test_progress_counts_every_byte_that_is_hashed(folder: Path) -> None:
+    reports: list[int] = []
+    manifest = verify(folder / "step-00000002", report=reports.append)
+    assert reports == sorted(reports)
+    assert reports[-1] == sum(entry.bytes for entry in manifest.files)
+
+
+def test_the_checkpoints_of_a_run_or_of_a_folder_of_them(folder: Path) -> None:
+    assert checkpoints_folder(folder) == folder
+    assert checkpoints_folder(folder.parent) == folder
+
+
+def test_a_hash_of_what_cannot_be_read_is_one_paragraph(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read: Is a directory"):
+        hash_file(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        find_newest(tmp_path)

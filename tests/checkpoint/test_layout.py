@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vitscale.checkpoint.layout import list_step_folders, rank_file, step_folder
+from vitscale.checkpoint.layout import list_step_folders, parse_step_folder, rank_file, step_folder
 
 
 def test_names_are_those_of_the_documented_layout() -> None:
@@ -30,3 +30,10 @@ def test_steps_beyond_eight_digits_stay_in_order(tmp_path: Path) -> None:
 
 def test_a_missing_directory_has_no_folders(tmp_path: Path) -> None:
     assert list_step_folders(tmp_path / "none") == []
+
+
+def test_a_name_says_step_and_role() -> None:
+    found = parse_step_folder(Path("any/step-00000012.tmp"))
+    assert found is not None
+    assert (found.step, found.role, found.path.name) == (12, "partial", "step-00000012.tmp")
+    assert [parse_step_folder(Path(name)) for name in ("step-12", "step-00000012.bak", "xstep-00000012", "step-00000012/..")] == [None] * 4

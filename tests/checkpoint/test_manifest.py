@@ -1,12 +1,13 @@
 """The manifest: deterministic, typed, closed to newer versions, and any flipped bit in it is noticed."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vitscale.checkpoint.manifest import FileEntry, Manifest, encode_manifest, read_manifest
+from vitscale.checkpoint.manifest import FileEntry, Manifest, encode_manifest, parse_manifest, read_manifest
 from vitscale.config import CheckpointError
 
 MANIFEST = Manifest(
@@ -34,28 +35,28 @@ def test_it_reads_back_equal_and_encodes_to_the_same_bytes(tmp_path: Path) -> No
     assert [entry.name for entry in read.rank_files()] == ["rank-00000.safetensors"]
 
 
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_noticed() -> None:
     data = encode_manifest(MANIFEST)
-    for position in range(len(data) - 1):  # a flip in the newline at the end leaves a manifest with trailing space at worst
+    for bit in range(8 * len(data)):
         flipped = bytearray(data)
-        flipped[position] ^= 1 << (position % 8)
+        flipped[bit // 8] ^= 1 << (bit % 8)
         with pytest.raises(CheckpointError):
-            read_manifest(_write(tmp_path, bytes(flipped)))
+            parse_manifest(bytes(flipped), where="here")
 
 
-def test_truncations_are_noticed(tmp_path: Path) -> None:
+def test_every_truncation_is_noticed() -> None:
     data = encode_manifest(MANIFEST)
-    for length in range(0, len(data) - 1, 5):
+    for length in range(len(data)):
         with pytest.raises(CheckpointError):
-            read_manifest(_write(tmp_path, data[:length]))
+            parse_manifest(data[:length], where="here")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"version": 2}, "written in version 2 of the checkpoint format.*install a newer vitscale"),
-        ({"format": "something-else"}, "not a checkpoint of a vitscale run"),
-        ({"step": 7}, "do not match its sha256"),
+        ({"format": "something-else"}, "not a checkpoint of vitscale: it does not say format"),
+        ({"step": 7}, "damaged, or edited by hand: its values do not match its sha256; put the file back"),
     ],
 )
 def test_what_it_cannot_use_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -74,3 +75,17 @@ def test_a_file_outside_the_folder_cannot_be_listed(tmp_path: Path, name: str) -
 def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no manifest\.json"):
         read_manifest(tmp_path)
+
+
+def test_fields_of_a_later_vitscale_that_may_be_passed_over_are(tmp_path: Path) -> None:
+    values = json.loads(encode_manifest(MANIFEST)) | {"colour": "red"}
+    values["files"] = [entry | {"crc32": 5} for entry in values["files"]]
+    del values["sha256"]
+    values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    assert read_manifest(_write(tmp_path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())) == MANIFEST
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff\xfe", b"", b"null", b"[]"])
+def test_what_is_no_manifest_at_all_is_one_paragraph(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(CheckpointError, match=r"manifest\.json: (damaged: it is not JSON|not a checkpoint of vitscale)"):
+        read_manifest(_write(tmp_path, data))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vitscale.checkpoint.durable import disk_errors
+
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -38,16 +40,26 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
+def parse_step_folder(path: Path) -> StepFolder | None:
+    """What the name of `path` says; None where it is not that of a checkpoint folder."""
+    match = _FOLDER.fullmatch(path.name)
+    roles = {suffix: role for role, suffix in _SUFFIXES.items()}
+    return StepFolder(path=path, step=int(match[1]), role=roles[match[2]]) if match else None
+
+
 def list_step_folders(folder: Path) -> list[StepFolder]:
-    """Every checkpoint folder in `folder`, newest step first; of one step the committed one first. Empty if there is none."""
+    """Every checkpoint folder in `folder`, newest step first; of one step the committed one first. Empty if there is none.
+
+    Raises `CheckpointError` when the folder is there and cannot be read.
+    """
     order = list(_SUFFIXES)
-    found = list(_step_folders(folder)) if folder.is_dir() else []
+    with disk_errors():
+        found = list(_step_folders(folder)) if folder.is_dir() else []
     return sorted(found, key=lambda entry: (-entry.step, order.index(entry.role)))
 
 
 def _step_folders(folder: Path) -> Iterator[StepFolder]:
-    roles = {suffix: role for role, suffix in _SUFFIXES.items()}
     for path in folder.iterdir():
-        match = _FOLDER.fullmatch(path.name)
-        if match and path.is_dir():
-            yield StepFolder(path=path, step=int(match[1]), role=roles[match[2]])
+        entry = parse_step_folder(path)
+        if entry is not None and path.is_dir():
+            yield entry

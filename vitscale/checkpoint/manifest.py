@@ -1,4 +1,8 @@
-"""The manifest of a checkpoint: what it is, and the size and sha256 of each of its files. Committed last."""
+"""The manifest of a checkpoint: what it is, and the size and sha256 of each of its files. Committed last.
+
+The version rises only when a reader of the one before would misread what is new. A field that may be passed over comes
+without a new version: readers leave out fields that they do not know, and take a missing optional one for not recorded.
+"""
 
 import hashlib
 import json
@@ -7,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vitscale.checkpoint.foreign import explain_foreign
 from vitscale.checkpoint.layout import MANIFEST
 from vitscale.config import CheckpointError
 
@@ -17,7 +22,7 @@ VERSION = 1
 class FileEntry(BaseModel):
     """A file of a checkpoint. The name is plain: a manifest cannot point outside its own folder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     bytes: int = Field(ge=0)
@@ -27,7 +32,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """What manifest.json holds. `world_size` and `zero_stage` tell how it was written; any other can read it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     format: str = FORMAT
     version: int = VERSION
@@ -47,7 +52,7 @@ class Manifest(BaseModel):
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of manifest.json: equal for equal values. `sha256` covers all other values."""
     values = manifest.model_dump(mode="json")
-    return (json.dumps({**values, "sha256": _digest(values)}, indent=1, sort_keys=True) + "\n").encode()
+    return _encode({**values, "sha256": _digest(values)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -57,29 +62,51 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
+        return parse_manifest(path.read_bytes(), where=str(path))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: not a checkpoint: it has no {MANIFEST}, which a save writes last") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from None
+        raise CheckpointError(f"{folder}: not a checkpoint of vitscale: {_why_no_manifest(folder)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use another checkpoint") from None
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """The manifest in the bytes of a manifest.json that lies at `where`. Raises `CheckpointError` as `read_manifest` does.
+
+    Any byte that differs from what a save wrote is noticed.
+    """
+    try:
+        values = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: damaged: it is not JSON ({error}); use another checkpoint") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: not a checkpoint of a vitscale run: {MANIFEST} does not say format {FORMAT!r}")
+        raise CheckpointError(f"{where}: not a checkpoint of vitscale: it does not say format {FORMAT!r}")
     version = values.get("version")
     if isinstance(version, int) and version > VERSION:
         raise CheckpointError(
-            f"{folder}: written in version {version} of the checkpoint format, and this vitscale reads up to {VERSION};"
+            f"{where}: written in version {version} of the checkpoint format, and this vitscale reads up to {VERSION};"
             " install a newer vitscale to use it"
         )
-    if values.pop("sha256", None) != _digest(values):
-        raise CheckpointError(f"{path}: damaged: its values do not match its sha256; use another checkpoint")
+    without_digest = {key: value for key, value in values.items() if key != "sha256"}
+    if values.get("sha256") != _digest(without_digest) or _encode(values) != data:
+        raise CheckpointError(
+            f"{where}: damaged, or edited by hand: its values do not match its sha256; put the file back as it was saved, or use"
+            " another checkpoint"
+        )
     try:
-        return Manifest.model_validate_json(json.dumps(values))
+        return Manifest.model_validate_json(json.dumps(without_digest))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: damaged: {where}: {first['msg']}; use another checkpoint") from None
+        where_in = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{where}: damaged: {where_in}: {first['msg']}; use another checkpoint") from None
+
+
+def _encode(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _why_no_manifest(folder: Path) -> str:
+    return (explain_foreign(folder) if folder.is_dir() else None) or f"it has no {MANIFEST}, which a save writes last"
