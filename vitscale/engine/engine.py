@@ -20,6 +20,7 @@ from vitscale.engine.ema import WeightAverage
 from vitscale.engine.materialise import InitialValue, materialise, write_masters
 from vitscale.engine.processes import init_process_group, peak_resident_bytes
 from vitscale.engine.recompute import apply_recompute
+from vitscale.engine.replicas import ReplicaReport, compare_replicated, compare_with_masters, flip_bit
 from vitscale.engine.shards import EngineStore
 from vitscale.objectives.base import Objective, StepOutput
 from vitscale.optim.groups import parameter_groups
@@ -80,18 +81,18 @@ class Engine:
         self._optimizer = internals.inner_optimizer(deepspeed_engine)
         self._refresh = partial(internals.refresh_forward_weights, deepspeed_engine, zero_stage=config.zero_stage)
         parameters = dict(root.objective.named_parameters())
-        names = {parameter: name for name, parameter in parameters.items()}
-        shards = internals.master_shards(deepspeed_engine, names=names, zero_stage=config.zero_stage)
+        self._names = {parameter: name for name, parameter in parameters.items()}
+        self._shards = internals.master_shards(deepspeed_engine, names=self._names, zero_stage=config.zero_stage)
         with torch.no_grad():
-            write_masters(shards, initial=initial, parameters=parameters)
+            write_masters(self._shards, initial=initial, parameters=parameters)
             self._refresh()
-        masters = [shard.values for shard in shards]
+        masters = [shard.values for shard in self._shards]
         self._average = WeightAverage(masters, decay=config.ema_decay) if config.ema_decay is not None else None
         self.store = EngineStore(
             zero_stage=config.zero_stage,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            shards=shards,
+            shards=self._shards,
             averages=self._average.averages if self._average else None,
             optimizer=self._optimizer,
             refresh=self._refresh,
@@ -119,6 +120,29 @@ class Engine:
             metrics={name: _mean([output.metrics[name] for output in outputs]) for name in outputs[0].metrics},
             grad_norm=grad_norm,
         )
+
+    @torch.no_grad()
+    def compare_replicas(self) -> ReplicaReport:
+        """Compare what the ranks hold alike, between two steps; see `vitscale.engine.replicas` for what that is. Changes nothing."""
+        if self.config.zero_stage == 0:
+            return compare_replicated({(f.name, f.kind): f.values for f in self.store.held()})
+        return compare_with_masters(
+            names=list(self._names.values()),
+            copies=internals.whole_parameters(self._names, zero_stage=self.config.zero_stage),
+            shards=self._shards,
+            forward_shards=internals.forward_shards(self._engine, zero_stage=self.config.zero_stage),
+        )
+
+    def flip_weight_bit(self) -> str:
+        """Flip one bit of a weight that this rank's forward reads, as a fault in its memory would; returns the parameter's name.
+
+        For rehearsals of that fault and for tests; all other ranks need not call it.
+        """
+        whole = internals.whole_parameters(self._names, zero_stage=self.config.zero_stage)
+        assert whole, "at stage 3 no parameter is gathered before the first step, and none where all are large"
+        name = max(whole, key=lambda name: whole[name].numel())
+        flip_bit(whole[name])
+        return name
 
     def poison_next_gradient(self) -> None:
         """Make this rank's gradient of the next step NaN, as a fault in its arithmetic would; the loss it reports is the true one.

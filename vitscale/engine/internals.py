@@ -75,6 +75,20 @@ def master_shards(engine: Any, *, names: dict[nn.Parameter, str], zero_stage: in
     return shards
 
 
+def forward_shards(engine: Any, *, zero_stage: int) -> list[Tensor]:
+    """What was made of the masters for forward to read, in the precision of the run, laid out like `master_shards`; stages 1 to 3."""
+    zero = engine.optimizer
+    if zero_stage == 3:
+        return [low.data for low in zero.fp16_partitioned_groups_flat]
+    ranks = [group.rank() for group in zero.real_dp_process_group]
+    return [parts[rank].data for parts, rank in zip(zero.parallel_partitioned_bit16_groups, ranks, strict=True)]
+
+
+def whole_parameters(names: dict[nn.Parameter, str], *, zero_stage: int) -> dict[str, Tensor]:
+    """The parameters that this rank holds whole, flat: all of them but at stage 3, where it is those gathered now."""
+    return {name: p.data.view(-1) for p, name in names.items() if zero_stage < 3 or _is_gathered(p)}
+
+
 def refresh_forward_weights(engine: Any, *, zero_stage: int) -> None:
     """Make what forward reads equal to the master weights, after these were written. Collective."""
     if zero_stage in (1, 2):
@@ -114,6 +128,10 @@ def destroy(engine: Any) -> None:
         if owner is not None:
             owner.__dict__.clear()
     gc.collect()
+
+
+def _is_gathered(parameter: Any) -> bool:
+    return bool(parameter.ds_status == ZeroParamStatus.AVAILABLE)
 
 
 def _replicated(engine: Any, names: dict[nn.Parameter, str]) -> Iterator[MasterShard]:
@@ -158,9 +176,9 @@ def _refresh_stage_3(zero: Any) -> None:
     for low, master in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):
         low.data.copy_(master.data)
     # Whatever is gathered now was gathered from the old values: persistent parameters, and those kept for reuse.
-    gathered = [p for group in zero.fp16_groups for p in group if p.ds_status == ZeroParamStatus.AVAILABLE]
+    gathered = [p for group in zero.fp16_groups for p in group if _is_gathered(p)]
     zero._partition_all_parameters()
-    stale = [p for p in zero.persistent_parameters if p.ds_status == ZeroParamStatus.AVAILABLE]
+    stale = [p for p in zero.persistent_parameters if _is_gathered(p)]
     if stale:
         stale[0].partition(stale)
     again = [p for p in gathered if p.ds_persist]
