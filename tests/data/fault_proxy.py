@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._relay(None)
 
-    do_POST = do_PUT
+    do_POST = do_DELETE = do_PUT
 
     def _relay(self, fault: Fault | None) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
