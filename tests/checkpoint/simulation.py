@@ -13,8 +13,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from vitscale.checkpoint.fragments import Fragment, Kind
-from vitscale.checkpoint.save import save_checkpoint
+from vitscale.checkpoint.fragments import Fragment, Kind, ShardStore
+from vitscale.checkpoint.saver import CheckpointSaver, Retention, SaveOutcome
+from vitscale.config import CheckpointError
 from vitscale.dist.ranks import Ranks
 
 Tensors = dict[tuple[str, Kind], Tensor]
@@ -77,7 +78,7 @@ def _span(tensors: Tensors, key: tuple[str, Kind], *, rank: int, world_size: int
 
 
 class SimulatedRanks:
-    """Runs work as several ranks in threads; the collectives of `vitscale.dist.agreement` meet at a barrier."""
+    """Runs work as several ranks in threads; the collectives that checkpoints use meet at a barrier."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -89,6 +90,10 @@ class SimulatedRanks:
         """Each rank's result, or the exception that it ended with."""
         with self._patched(), ThreadPoolExecutor(self.world_size) as pool:
             return list(pool.map(lambda rank: self._one(rank, work), range(self.world_size)))
+
+    def smallest(self, value: int) -> int:
+        """What the vote after a step tells every rank. All ranks must call this."""
+        return min(self._gather(value))
 
     def _one(self, rank: int, work: Callable[[int], Any]) -> Any:
         self._local.rank = rank
@@ -111,23 +116,51 @@ class SimulatedRanks:
             mock.patch("vitscale.dist.agreement.gather_json", self._gather),
             mock.patch("vitscale.dist.agreement.broadcast_json", lambda value: self._gather(value)[0]),
             mock.patch("vitscale.dist.agreement.current_ranks", ranks),
-            mock.patch("vitscale.checkpoint.save.current_ranks", ranks),
+            mock.patch("vitscale.checkpoint.saver.gather_json", self._gather),
+            mock.patch("vitscale.checkpoint.saver.current_ranks", ranks),
         ):
             yield
 
 
 def save_as(
-    tensors: Tensors, *, folder: Path, step: int, world_size: int = 1, zero_stage: int = 1, state: dict[str, Any] | None = None
+    tensors: Tensors,
+    *,
+    folder: Path,
+    step: int,
+    world_size: int = 1,
+    zero_stage: int = 1,
+    state: dict[str, Any] | None = None,
+    in_background: bool = False,
 ) -> Path:
-    """Save a checkpoint as `world_size` simulated ranks; raise what rank 0 raised."""
+    """Save a checkpoint as `world_size` simulated ranks; raise what rank 0 raised, or why there is none."""
 
-    def work(rank: int) -> Path:
+    def work(rank: int) -> list[SaveOutcome]:
         store = FakeStore(tensors, rank=rank, world_size=world_size, zero_stage=zero_stage, optimizer_steps=step)
-        return save_checkpoint(store, folder=folder, step=step, state=state or {"step": step}, config_text=f"seed: {step}\n")
+        saver = open_saver(store, folder=folder, in_background=in_background)
+        try:
+            outcomes = saver.begin(step=step, state=state or {"step": step}, config_text=f"seed: {step}\n")
+            return outcomes + saver.finish()
+        finally:
+            saver.close()
 
     results = SimulatedRanks(world_size).run(work)
     for result in results:
         if isinstance(result, Exception):
             raise result
-    assert set(results) == {folder / f"step-{step:08d}"}
-    return Path(results[0])
+    assert all(result == results[0] for result in results), "the ranks were told different things"
+    (outcome,) = results[0]
+    if outcome.error is not None:
+        raise CheckpointError(outcome.error)
+    return folder / f"step-{step:08d}"
+
+
+def open_saver(
+    store: ShardStore,
+    *,
+    folder: Path,
+    in_background: bool = True,
+    check_owner: Callable[[], None] = lambda: None,
+    retention: Retention | None = None,
+) -> CheckpointSaver:
+    """A saver that keeps everything and has no rival, unless told otherwise."""
+    return CheckpointSaver(store, folder=folder, in_background=in_background, check_owner=check_owner, retention=retention)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.checkpoint.durable import create_folder, disk_errors, rename_durably, sync_folder, write_durably
+from vitscale.checkpoint import durable
+from vitscale.checkpoint.durable import DurableStream, create_folder, disk_errors, rename_durably, sync_folder, write_durably
 from vitscale.config import CheckpointError
 
 
@@ -63,3 +64,17 @@ def test_disk_errors_name_the_file_and_leave_other_errors_alone(tmp_path: Path) 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(ZeroDivisionError), disk_errors():
         1 / 0  # noqa: B018
+
+
+def test_a_large_file_goes_to_disk_on_the_way_and_leaves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, int]] = []
+    monkeypatch.setattr(durable, "WRITE_BACK_BYTES", 100)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _descriptor, _start, length, _advice: done.append(("hand over", length)))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(("fsync", os.fstat(descriptor).st_size)))
+    with (tmp_path / "a").open("xb") as file:
+        stream = DurableStream(file)
+        for _ in range(7):
+            stream.write(b"x" * 40)
+        assert stream.finish() == 280
+    assert done == [("hand over", 120), ("hand over", 240), ("fsync", 280), ("hand over", 0)]
+    assert (tmp_path / "a").read_bytes() == b"x" * 280

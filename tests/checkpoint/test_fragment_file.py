@@ -1,6 +1,8 @@
 """Rank files: readable by the safetensors library, exact in every range, and refused when damaged."""
 
 import hashlib
+import os
+import threading
 from pathlib import Path
 
 import hypothesis
@@ -11,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vitscale.checkpoint import fragment_file
-from vitscale.checkpoint.fragment_file import read_pieces, read_range, write_fragments
+from vitscale.checkpoint.fragment_file import OpenFiles, read_pieces, read_range, write_fragments
 from vitscale.checkpoint.fragments import Fragment
 from vitscale.config import CheckpointError
 
@@ -66,7 +68,7 @@ def test_any_range_reads_back_exactly(tmp_path_factory: pytest.TempPathFactory, 
         low = data.draw(st.integers(piece.start, piece.stop - 1))
         high = data.draw(st.integers(low + 1, piece.stop))
         into = torch.empty(high - low)
-        read_range(piece, start=low, stop=high, into=into)
+        read_range(piece, start=low, stop=high, into=into, files=OpenFiles())
         assert torch.equal(into, value[low - piece.start : high - piece.start])
 
 
@@ -74,7 +76,7 @@ def test_special_values_keep_their_bits(tmp_path: Path) -> None:
     bits = torch.tensor([0x7FC00001, -0x80000000, 0x7F800000, 1, 0x00800000], dtype=torch.int32)
     write_fragments(_path(tmp_path), fragments=[Fragment(name="a", kind="weight", shape=(5,), start=0, values=bits.view(torch.float32))])
     into = torch.empty(5)
-    read_range(read_pieces(_path(tmp_path))[0], start=0, stop=5, into=into)
+    read_range(read_pieces(_path(tmp_path))[0], start=0, stop=5, into=into, files=OpenFiles())
     assert torch.equal(into.view(torch.int32), bits)
 
 
@@ -114,7 +116,7 @@ def test_a_file_cut_after_it_was_opened_is_noticed(tmp_path: Path) -> None:
     with _path(tmp_path).open("r+b") as file:
         file.truncate(piece.offset + 2)
     with pytest.raises(CheckpointError, match=r"ends within head\.c"):
-        read_range(piece, start=0, stop=1, into=torch.empty(1))
+        read_range(piece, start=0, stop=1, into=torch.empty(1), files=OpenFiles())
 
 
 @pytest.mark.parametrize(
@@ -140,3 +142,38 @@ def test_a_safetensors_file_of_something_else_is_refused(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors: cannot be read"):
         read_pieces(_path(tmp_path))
+
+
+def test_only_so_many_files_stay_open_and_all_are_closed_at_the_end(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 10)
+    before = len(os.listdir("/proc/self/fd"))
+    files = OpenFiles(limit=2)
+    for path in [*paths, *paths]:
+        into = bytearray(4)
+        assert files.read(path, offset=8, into=memoryview(into)) == 2, "as many bytes as there are"
+        assert into[0] == int(path.name)
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+    del files
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_read_that_the_kernel_cuts_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_fragments(_path(tmp_path), fragments=_fragments())
+    piece = read_pieces(_path(tmp_path))[0]
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: preadv(descriptor, [buffers[0][:7]], offset))
+    into = torch.empty(25)
+    read_range(piece, start=0, stop=25, into=into, files=OpenFiles())
+    assert torch.equal(into, _fragments()[0].values)
+
+
+def test_a_write_that_is_given_up_stops_at_the_next_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fragment_file, "CHUNK_ELEMENTS", 7)
+    given_up = threading.Event()
+    given_up.set()
+    with pytest.raises(CheckpointError, match="given up"):
+        write_fragments(_path(tmp_path), fragments=_fragments(), given_up=given_up)
+    given_up.clear()
+    write_fragments(tmp_path / "whole", fragments=_fragments(), given_up=given_up)

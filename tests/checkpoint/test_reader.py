@@ -1,16 +1,18 @@
 """Opening a checkpoint: tiling, shapes, exact ranges, and no more bytes read than asked for."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
 
-from tests.checkpoint.simulation import SHAPES, make_tensors, save_as
+from tests.checkpoint.simulation import SHAPES, SimulatedRanks, make_tensors, save_as
 from vitscale.checkpoint import reader as reader_module
 from vitscale.checkpoint.fragment_file import Piece
-from vitscale.checkpoint.reader import CheckpointReader, assemble
+from vitscale.checkpoint.reader import CheckpointReader, assemble, open_on_all_ranks
 from vitscale.config import CheckpointError
 
 
@@ -74,9 +76,9 @@ def test_only_the_asked_elements_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     read: list[tuple[str, int]] = []
     original = reader_module.read_range
 
-    def counted(piece: Piece, *, start: int, stop: int, into: torch.Tensor) -> None:
+    def counted(piece: Piece, *, start: int, stop: int, **options: Any) -> None:
         read.append((piece.path.name, stop - start))
-        original(piece, start=start, stop=stop, into=into)
+        original(piece, start=start, stop=stop, **options)
 
     monkeypatch.setattr(reader_module, "read_range", counted)
     reader.read("backbone.a", start=3, stop=9)  # 15 elements in slices of 4: [0,4) [4,8) [8,12) [12,15)
@@ -92,3 +94,37 @@ def test_a_missing_or_resized_file_is_named_when_opened(tmp_path: Path) -> None:
     (path / "rank-00001.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors: No such file.*manifest lists it"):
         CheckpointReader(path)
+
+
+def test_all_ranks_open_it_from_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = make_tensors(seed=0)
+    path = save_as(tensors, folder=tmp_path, step=1, world_size=4, zero_stage=3)
+    headers: list[str] = []
+    original = reader_module.read_pieces
+    monkeypatch.setattr(reader_module, "read_pieces", lambda path: (headers.append(path.name), original(path))[1])
+    opened: list[str] = []
+    open_file = os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: (opened.append(Path(path).name), open_file(path, *rest))[1])
+
+    def work(rank: int) -> CheckpointReader:
+        reader = open_on_all_ranks(path)
+        if rank == 1:
+            reader.read("backbone.a", start=3, stop=7)
+            reader.read("backbone.a", start=3, stop=7)
+        return reader
+
+    readers = SimulatedRanks(3).run(work)
+    assert sorted(headers) == [f"rank-{rank:05d}.safetensors" for rank in range(4)]
+    assert opened == ["rank-00000.safetensors", "rank-00001.safetensors"], "opened once, and only what was asked for"
+    alone = CheckpointReader(path)
+    for reader in readers:
+        assert reader.manifest == alone.manifest
+        assert reader.state == {"step": 1}
+        assert all(torch.equal(reader.read_full(name, kind=kind), value) for (name, kind), value in tensors.items())
+
+
+def test_what_rank_0_finds_damaged_fails_on_all(tmp_path: Path) -> None:
+    path = save_as(make_tensors(seed=0), folder=tmp_path, step=1, world_size=2)
+    (path / "rank-00001.safetensors").write_bytes(b"")
+    results = SimulatedRanks(3).run(lambda _: open_on_all_ranks(path))
+    assert [type(result) for result in results] == [CheckpointError] * 3

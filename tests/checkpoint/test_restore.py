@@ -1,6 +1,10 @@
 """Restoring: the same bits at any world size and ZeRO stage, or a refusal before anything is touched."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +15,7 @@ import torch
 from hypothesis import strategies as st
 
 from tests.checkpoint.simulation import SHAPES, FakeStore, SimulatedRanks, Tensors, make_tensors, save_as
+from tests.launcher import ROOT
 from vitscale.checkpoint import restore
 from vitscale.checkpoint.fragments import Fragment
 from vitscale.checkpoint.reader import CheckpointReader
@@ -48,14 +53,48 @@ def test_any_world_and_stage_restores_any_other(
     assert {store.steps for store in stores} == {9}
 
 
-def test_a_large_fragment_is_filled_by_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restoring_at_another_world_size_takes_no_memory_beside_the_state(tmp_path: Path) -> None:
+    tensors = make_tensors(seed=1, shapes={"a": (4096, 1024), "b": (7,)}, kinds=("weight", "exp_avg", "exp_avg_sq"))
+    path = save_as(tensors, folder=tmp_path, step=1, world_size=3, zero_stage=3)
+    script = Path(__file__).with_name("restore_memory.py")
+    result = subprocess.run([sys.executable, script, path], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    report = json.loads(result.stdout)
+    assert report["matches"]
+    assert report["state_mib"] >= 48
+    # One tensor has 16 MiB, and the share of a rank that wrote it 5.
+    assert report["extra_mib"] < 4, report
+
+
+def test_a_device_that_files_cannot_be_read_into_is_filled_by_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = make_tensors(seed=1)
     path = save_as(saved, folder=tmp_path, step=1, world_size=3, zero_stage=3)
     monkeypatch.setattr(restore, "CHUNK_ELEMENTS", 4)
-    with mock.patch.object(CheckpointReader, "read", autospec=True, side_effect=CheckpointReader.read) as read:
-        (store,) = _restore(path, into=make_tensors(seed=2))
+    read, hosts = CheckpointReader.read_into, set[int]()
+
+    def noting(reader: CheckpointReader, into: torch.Tensor, **where: Any) -> None:
+        assert into.numel() <= 4
+        hosts.add(into.data_ptr())
+        read(reader, into, **where)
+
+    class OnDevice(torch.Tensor):
+        is_cpu = False  # type: ignore[assignment]
+
+    store = FakeStore(make_tensors(seed=2), rank=0, world_size=1, zero_stage=1)
+    store.pieces = [replace(piece, values=piece.values.as_subclass(OnDevice)) for piece in store.pieces]
+    with mock.patch.object(CheckpointReader, "read_into", noting):
+        restore_checkpoint(CheckpointReader(path), store=store)
     assert store.matches(saved)
-    assert max(call.kwargs["stop"] - call.kwargs["start"] for call in read.call_args_list) == 4
+    assert len(hosts) == 1, "one chunk, used again"
+
+
+@pytest.mark.gpu
+def test_state_on_a_gpu_is_restored(tmp_path: Path) -> None:
+    saved = make_tensors(seed=1)
+    store = FakeStore(make_tensors(seed=2), rank=0, world_size=1, zero_stage=1)
+    store.pieces = [replace(piece, values=piece.values.cuda()) for piece in store.pieces]
+    restore_checkpoint(CheckpointReader(save_as(saved, folder=tmp_path, step=1, world_size=2)), store=store)
+    store.pieces = [replace(piece, values=piece.values.cpu()) for piece in store.pieces]
+    assert store.matches(saved)
 
 
 def test_a_moving_average_that_was_not_kept_is_refused_or_started_from_the_weights(tmp_path: Path) -> None:
@@ -92,7 +131,7 @@ def test_another_model_is_refused_before_anything_is_written(
     model = make_tensors(seed=2, shapes=shapes)
     with (
         mock.patch.object(FakeStore, "restored") as restored,
-        mock.patch.object(CheckpointReader, "read") as read,
+        mock.patch.object(CheckpointReader, "read_into") as read,
         pytest.raises(CheckpointError, match=message),
     ):
         _restore(path, into=model, world_size=world_size, zero_stage=3)

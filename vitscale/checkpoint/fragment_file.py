@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
+from vitscale.checkpoint.durable import DurableStream
 from vitscale.checkpoint.fragments import Fragment, Kind
 from vitscale.checkpoint.manifest import FileEntry
 from vitscale.config import CheckpointError
@@ -29,7 +31,7 @@ _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library, too
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
     """Where the elements [start, stop) of a tensor lie: in the file `path`, from byte `offset` on."""
 
@@ -42,23 +44,24 @@ class Piece:
     offset: int
 
 
-def write_fragments(path: Path, *, fragments: Iterable[Fragment]) -> FileEntry:
+def write_fragments(path: Path, *, fragments: Iterable[Fragment], given_up: threading.Event | None = None) -> FileEntry:
     """Write the fragments to the new file `path`, wait until they are on disk and return size and sha256.
 
-    Needs memory for one chunk beside the fragments themselves. Empty fragments are left out.
+    Needs memory for one chunk beside the fragments themselves, none where they lie in host memory. Empty fragments are left
+    out. Raises `CheckpointError` at the next chunk once `given_up` is set.
     """
     whole = [fragment for fragment in fragments if fragment.values.numel()]
     header = _encode_header(whole)
     digest = hashlib.sha256(header)
-    num_bytes = len(header)
     with path.open("xb") as file:
-        file.write(header)
+        stream = DurableStream(file)
+        stream.write(header)
         for chunk in _chunks(whole):
+            if given_up is not None and given_up.is_set():
+                raise CheckpointError("given up, since training has ended")
             digest.update(chunk)
-            file.write(chunk)
-            num_bytes += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+            stream.write(chunk)
+        num_bytes = stream.finish()
     return FileEntry(name=path.name, bytes=num_bytes, sha256=digest.hexdigest())
 
 
@@ -79,15 +82,48 @@ def read_pieces(path: Path) -> list[Piece]:
         raise CheckpointError(f"{path}: damaged header ({error}); use another checkpoint") from None
 
 
-def read_range(piece: Piece, *, start: int, stop: int, into: Tensor) -> None:
+class OpenFiles:
+    """Files that stay open between reads of their ranges, the most recently used ones: a file system of a cluster takes
+    milliseconds to open one. They are closed with this object."""
+
+    def __init__(self, *, limit: int = 32) -> None:
+        self._limit = limit
+        self._descriptors: dict[Path, int] = {}
+
+    def read(self, path: Path, *, offset: int, into: memoryview) -> int:
+        """Fill `into` with the bytes of the file from `offset` on; how many there were."""
+        descriptor = self._descriptor(path)
+        done = 0
+        # One call reads 2 GiB at most.
+        while done < len(into) and (count := os.preadv(descriptor, [into[done:]], offset + done)):
+            done += count
+        return done
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _descriptor(self, path: Path) -> int:
+        descriptor = self._descriptors.pop(path, None)
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors[path] = descriptor
+        if len(self._descriptors) > self._limit:
+            os.close(self._descriptors.pop(next(iter(self._descriptors))))
+        return descriptor
+
+
+def read_range(piece: Piece, *, start: int, stop: int, into: Tensor, files: OpenFiles) -> None:
     """Read the elements [start, stop) of the piece's tensor into the flat fp32 CPU tensor `into`, and nothing else."""
     assert piece.start <= start < stop <= piece.stop, (piece, start, stop)
     assert into.is_contiguous(), into.stride()
     assert into.numel() == stop - start, (into.numel(), start, stop)
-    with piece.path.open("rb") as file:
-        file.seek(piece.offset + (start - piece.start) * _FLOAT_BYTES)
-        num_bytes = file.readinto(into.numpy().data.cast("B"))
-    if num_bytes != into.numel() * _FLOAT_BYTES:
+    offset = piece.offset + (start - piece.start) * _FLOAT_BYTES
+    if files.read(piece.path, offset=offset, into=into.numpy().data.cast("B")) != into.numel() * _FLOAT_BYTES:
         raise CheckpointError(f"{piece.path}: ends within {piece.name}; use another checkpoint")
 
 

@@ -3,6 +3,7 @@
 import bisect
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitscale.checkpoint.fragment_file import Piece, read_pieces, read_range
+from vitscale.checkpoint.fragment_file import OpenFiles, Piece, read_pieces, read_range
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.layout import CONFIG, STATE
-from vitscale.checkpoint.manifest import read_manifest
+from vitscale.checkpoint.manifest import Manifest, read_manifest
 from vitscale.config import CheckpointError
+from vitscale.dist.agreement import on_main
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +31,28 @@ class StoredTensor:
     pieces: tuple[Piece, ...]
 
 
-class CheckpointReader:
-    """A committed checkpoint, opened. Reads headers when created and tensor data on demand.
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint holds and where: its manifest and the pieces in its files."""
 
-    Sizes are checked here; the hashes are for `vitscale.checkpoint.discover.verify`. Raises `CheckpointError` when a file
-    is missing or damaged, or when the pieces do not tile each tensor exactly.
+    manifest: Manifest
+    pieces: tuple[Piece, ...]
+
+
+class CheckpointReader:
+    """A committed checkpoint, opened. Reads tensor data on demand, straight to where it is wanted.
+
+    `contents` is what `read_contents` found in it; left out, it is read here. The map of the pieces takes about 300 bytes of
+    memory for each piece. Raises `CheckpointError` when a file is missing or damaged, or when the pieces do not tile each
+    tensor exactly.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, contents: Contents | None = None) -> None:
+        contents = contents or read_contents(path)
         self.path = path
-        self.manifest = read_manifest(path)
-        for entry in self.manifest.files:
-            check_size(path / entry.name, expected=entry.bytes)
-        self._tensors = assemble(piece for entry in self.manifest.rank_files() for piece in read_pieces(path / entry.name))
+        self.manifest = contents.manifest
+        self._tensors = assemble(contents.pieces)
+        self._files = OpenFiles()
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -68,17 +79,21 @@ class CheckpointReader:
 
         `stop` None reads to the end. Raises `CheckpointError` when there is no such tensor.
         """
-        tensor = self._find(name, kind)
-        stop = math.prod(tensor.shape) if stop is None else stop
-        assert 0 <= start <= stop <= math.prod(tensor.shape), (name, start, stop, tensor.shape)
+        stop = math.prod(self._find(name, kind).shape) if stop is None else stop
         values = torch.empty(stop - start, dtype=torch.float32)
+        self.read_into(values, name=name, kind=kind, start=start)
+        return values
+
+    def read_into(self, into: Tensor, *, name: str, kind: Kind, start: int) -> None:
+        """Fill the flat fp32 CPU tensor `into` with the elements of the flattened tensor from `start` on. Takes no memory."""
+        tensor, stop = self._find(name, kind), start + into.numel()
+        assert 0 <= start <= stop <= math.prod(tensor.shape), (name, start, stop, tensor.shape)
         first = bisect.bisect_right(tensor.pieces, start, key=lambda piece: piece.start) - 1
         for piece in tensor.pieces[first:]:
             low, high = max(start, piece.start), min(stop, piece.stop)
             if low >= high:
                 break
-            read_range(piece, start=low, stop=high, into=values[low - start : high - start])
-        return values
+            read_range(piece, start=low, stop=high, into=into[low - start : high - start], files=self._files)
 
     def read_full(self, name: str, *, kind: Kind = "weight") -> Tensor:
         """The whole tensor in its shape, fp32 on the CPU."""
@@ -89,6 +104,22 @@ class CheckpointReader:
         if tensor is None:
             raise CheckpointError(f"{self.path}: holds no {kind} of {name!r}; it was written by a run without it")
         return tensor
+
+
+def open_on_all_ranks(path: Path) -> CheckpointReader:
+    """The checkpoint at `path`, opened by every rank. Collective: rank 0 alone reads the manifest and what is in which file,
+    so that each rank opens no other files than those it reads data from. Raises `CheckpointError` on all ranks alike."""
+    shared = on_main(lambda: _encode_contents(read_contents(path)))
+    return CheckpointReader(path, contents=_decode_contents(shared, path=path))
+
+
+def read_contents(path: Path) -> Contents:
+    """Read the manifest and the headers of all files; the hashes are for `vitscale.checkpoint.discover.verify`. Raises
+    `CheckpointError` when a file is missing, has another size than it should, or is damaged."""
+    manifest = read_manifest(path)
+    for entry in manifest.files:
+        check_size(path / entry.name, expected=entry.bytes)
+    return Contents(manifest=manifest, pieces=tuple(piece for entry in manifest.rank_files() for piece in read_pieces(path / entry.name)))
 
 
 def check_size(path: Path, *, expected: int) -> None:
@@ -126,3 +157,19 @@ def _whole_tensor(pieces: Sequence[Piece]) -> StoredTensor:
             f"{first.path.parent}: elements [{reached}, {math.prod(first.shape)}) of {first.name} ({first.kind}) are missing"
         )
     return StoredTensor(name=first.name, kind=first.kind, shape=first.shape, pieces=tuple(pieces))
+
+
+def _encode_contents(contents: Contents) -> dict[str, Any]:
+    pieces = [[p.name, p.kind, p.shape, p.start, p.stop, p.path.name, p.offset] for p in contents.pieces]
+    return {"manifest": contents.manifest.model_dump_json(), "pieces": pieces}
+
+
+def _decode_contents(shared: dict[str, Any], *, path: Path) -> Contents:
+    manifest = Manifest.model_validate_json(shared["manifest"])
+    paths = {entry.name: path / entry.name for entry in manifest.files}
+    pieces = (
+        # Each word once, since there may be as many pieces as parameters times ranks.
+        Piece(name=sys.intern(name), kind=kind, shape=tuple(shape), start=start, stop=stop, path=paths[file], offset=offset)
+        for name, kind, shape, start, stop, file, offset in shared["pieces"]
+    )
+    return Contents(manifest=manifest, pieces=tuple(pieces))
