@@ -1,5 +1,6 @@
 """From what a source calls its classes, names or numbers, to class indices and the list of names."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ NO_CLASS = -1
 """The index of a sample whose source leaves its class open: left out or refused before it is packed."""
 
 _MOST_CLASSES = 1 << 20
+_NUMBER = re.compile(r"-?[0-9]+")
 
 ClassValue = str | int | None
 
@@ -49,7 +51,7 @@ def _classes(values: Iterable[str | int], *, where: str) -> tuple[tuple[str, ...
     names = {str(value) for value in values}
     if not names:
         raise DataError(f"{where}: not one sample has a class. Leave the column out to pack images without labels.")
-    if not all(name.lstrip("-").isdecimal() for name in names):
+    if not all(_NUMBER.fullmatch(name) for name in names):
         return tuple(sorted(names)), True
     numbers = sorted(int(name) for name in names)
     if numbers[0] < 0 or numbers[-1] >= _MOST_CLASSES:

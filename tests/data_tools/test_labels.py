@@ -10,6 +10,7 @@ def test_names_are_numbered_in_sorted_order() -> None:
     named = single_labels(["b", "a", None, "b", "7"], where="t")
     assert (named.classes, named.has_names) == (("7", "a", "b"), True)
     assert named.labels.values.tolist() == [2, 1, NO_CLASS, 2, 0]
+    assert single_labels(["--5", "7"], where="t").classes == ("--5", "7")
 
 
 @pytest.mark.parametrize("values", [[3, 0, None], ["3", "0", None], ["03", "000", None]])
