@@ -1,6 +1,7 @@
 """Which samples of a source are packed, under which class index, and which of them validate: class map, removal list, validation split."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_class_map(path: Path) -> ClassMap:
     names = _names_of_json(text, path=path) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path}: a class map without classes. Give one name a line, or JSON.")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(f"{path}: names several classes alike: {some(repeated)}. Name each class once.")
     return ClassMap(path=path, names=tuple(names))
