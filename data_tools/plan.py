@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ DEFAULT_SHARD_MEBIBYTES = 64
 
 _PLAN_VERSION = 1
 """Counts up when another version of this package would write other bytes for the same plan."""
+
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 UnusableImages = Literal["refuse", "skip"]
 
@@ -159,6 +162,9 @@ def _check_request(request: PackRequest) -> None:
 
 def _chosen_splits(splits: Sequence[Split], *, request: PackRequest) -> Sequence[Split]:
     names = [split.name for split in splits if split.name is not None]
+    unsafe = next((name for name in names if not _SPLIT_NAME.fullmatch(name)), None)
+    if unsafe is not None:  # it would name a folder and files, perhaps outside of the output
+        raise DataError(f"{request.input}: a split is called {unsafe!r}, which names no folder: letters, digits and ._- only. Rename it.")
     divides = request.val_fraction is not None or request.val_per_class is not None
     if request.split is None:
         if divides and len(splits) > 1:

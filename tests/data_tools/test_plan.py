@@ -1,6 +1,7 @@
 """The plan: sizes of shards, the global order, requests that make no sense, and what makes two plans the same."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from vitscale_data_tools.images import ImagePolicy, Transcode
 from vitscale_data_tools.options import SourceOptions
 from vitscale_data_tools.pack import pack
 from vitscale_data_tools.plan import PackRequest, absolute, plan_pack
+from vitscale_data_tools.sources import SOURCES, Source
+from vitscale_data_tools.sources.fashion_mnist import open_fashion_mnist
 
 
 def request(output: Path, **changes: Any) -> PackRequest:
@@ -36,6 +39,15 @@ def test_a_sample_larger_than_a_shard_gets_its_own(tmp_path: Path) -> None:
         (folder / f"{number}.png").write_bytes(image_bytes(number, file_format="PNG", size=(700, 700)))
     plan = plan_pack(request(tmp_path / "out", source="image-folder", input=tmp_path / "in", shard_mebibytes=1))
     assert [len(shard) for shard in plan.datasets[0].shards] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["../up", "/somewhere", "..", "a/b", "", ".hidden"])
+def test_the_name_of_a_split_never_leads_out_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Names of splits come from files that somebody else may have written."""
+    splits = [replace(open_fashion_mnist(SAMPLE_FOLDER)[1], name=name)]
+    monkeypatch.setitem(SOURCES, "idx", Source(open=lambda *_: splits))
+    with pytest.raises(DataError, match="which names no folder"):
+        plan_pack(request(tmp_path / "out", source="idx"))
 
 
 @pytest.mark.parametrize(
