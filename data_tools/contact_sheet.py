@@ -11,11 +11,14 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from vitscale.config import UsageError
+
 from .atomic import replace_file
 
 # Shape suffixes: H height, W width, C channels.
 Pixels = npt.NDArray[np.uint8]
 
+_MOST_PIXELS = 1 << 28
 _GAP = 6
 _LINE_HEIGHT = 14
 _NUM_LINES = 2
@@ -32,10 +35,14 @@ class Tile:
 def contact_sheet(rows: Sequence[Sequence[Tile]], *, tile_size: int) -> PIL.Image.Image:
     """Lay out rows of tiles, each picture within a square of `tile_size` pixels at its own proportions.
 
-    Small pictures are enlarged by a whole factor without smoothing, so that single pixels can be judged.
+    Small pictures are enlarged by a whole factor without smoothing, so that single pixels can be judged. Raises `UsageError`
+    for more tiles than a picture can hold that anybody can open.
     """
     width, height = tile_size + _GAP, tile_size + _NUM_LINES * _LINE_HEIGHT + _GAP
-    sheet = PIL.Image.new("RGB", (max(len(row) for row in rows) * width + _GAP, len(rows) * height + _GAP), "white")
+    size = max(len(row) for row in rows) * width + _GAP, len(rows) * height + _GAP
+    if size[0] * size[1] > _MOST_PIXELS:
+        raise UsageError(f"a picture of {size[0]} x {size[1]} pixels is more than most programs open. Ask for fewer samples or views.")
+    sheet = PIL.Image.new("RGB", size, "white")
     draw = PIL.ImageDraw.Draw(sheet)
     font = PIL.ImageFont.load_default(size=11)
     for y, row in enumerate(rows):

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from vitscale.config import UsageError
 from vitscale_data_tools.contact_sheet import Tile, contact_sheet, write_sheet
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -45,3 +46,8 @@ def test_the_file_is_a_png(tmp_path: Path) -> None:
     with PIL.Image.open(tmp_path / "s.png") as read:
         assert read.format == "PNG"
         assert np.array_equal(np.asarray(read), np.asarray(sheet))
+
+
+def test_a_picture_that_nobody_can_open_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"a picture of \d+ x \d+ pixels is more than most programs open"):
+        contact_sheet([[Tile(image_HWC=None, caption="")]] * 12_000, tile_size=160)
