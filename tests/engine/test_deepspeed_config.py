@@ -19,6 +19,10 @@ def configured(*, num_parameters: int = HUGE, **settings: Any) -> dict[str, Any]
     ("settings", "path", "expected"),
     [
         ({}, "train_micro_batch_size_per_gpu", 4),
+        ({"offload_optimizer": True}, "zero_optimization.offload_optimizer.device", "cpu"),
+        ({"offload_optimizer": True}, "zero_optimization.offload_optimizer.pin_memory", False),
+        ({"offload_optimizer": True, "device": "cuda"}, "zero_optimization.offload_optimizer.pin_memory", True),
+        ({"offload_optimizer": True}, "zero_force_ds_cpu_optimizer", False),
         ({"accumulation": 3}, "gradient_accumulation_steps", 3),
         ({"zero_stage": 2}, "zero_optimization.stage", 2),
         ({"clip_grad_norm": 0.5}, "gradient_clipping", 0.5),
@@ -62,6 +66,11 @@ def test_low_precision_gradients_are_summed_in_fp32(stage: int, precision: str, 
 
 def test_optimizer_is_never_built_by_deepspeed() -> None:
     assert "optimizer" not in configured(), "DeepSpeed compiles its own optimizers for minutes"
+
+
+def test_offloading_at_stage_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.offload_optimizer: at ZeRO stage 0 .* use parallel\.zero_stage 1, 2, 3 or auto"):
+        configured(zero_stage=0, offload_optimizer=True)
 
 
 def test_bf16_at_stage_0_is_refused() -> None:

@@ -92,3 +92,21 @@ def test_oracle_is_not_trivial() -> None:
     weights.fill_(1.0)
     average.update()
     assert average.averages[0].tolist() == [0.75, 0.75]
+
+
+@pytest.mark.parametrize("decay", [0.25, 0.999])
+def test_a_skipped_step_leaves_no_trace_wherever_that_is_known(decay: float) -> None:
+    weights = [torch.randn(7), torch.randn(3)]
+    averages = {where: WeightAverage(weights, decay=decay) for where in ("host", "device")}
+    for weight in weights:
+        weight.add_(1.0)
+    before = [value.clone() for value in averages["host"].averages]
+    averages["host"].update(is_taken=False)
+    averages["device"].update(is_taken=torch.tensor(False))
+    for average in averages.values():
+        assert all(torch.equal(value, old) for value, old in zip(average.averages, before, strict=True))
+    averages["host"].update(is_taken=True)
+    averages["device"].update(is_taken=torch.tensor(True))
+    for mine, theirs, old in zip(averages["host"].averages, averages["device"].averages, before, strict=True):
+        assert torch.equal(mine, theirs)
+        assert not torch.equal(mine, old)
