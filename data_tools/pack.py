@@ -11,11 +11,12 @@ from pathlib import Path
 from vitscale.config import DataError, UsageError
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, encode_manifest
 
+from .atomic import write_durably
 from .plan import DatasetPlan, PackPlan, PackRequest, plan_pack
-from .processes import Runner, run_here, run_in_processes
+from .processes import Runner, write_shards
 from .shard_writer import ShardJob, ShardResult, SkippedSample, recorded_result
 from .split import some
-from .staging import Staging, partial_folder, resumable_folder, write_durably
+from .staging import Staging, partial_folder, resumable_folder
 
 __all__ = ["PackPlan", "PackRequest", "PackSummary", "PackedDataset", "pack", "plan_pack", "write_pack"]
 
@@ -71,7 +72,7 @@ def write_pack(plan: PackPlan, *, workers: int = 1, report: Callable[[int], None
         num_resumed = len(results)
         progress.advance(sum(result.num_samples for result in results.values()))
         num_left = sum(len(dataset.shards) for dataset in plan.datasets) - num_resumed
-        run = run or (run_here if min(workers, num_left) <= 1 else partial(run_in_processes, workers=min(workers, num_left)))
+        run = run or partial(write_shards, workers=min(workers, num_left))
         # Closed in any case: nothing may still be writing when the staging folder is cleared up.
         with closing(run(_jobs(plan, staging=staging, done=frozenset(results)), progress.advance)) as written:
             results |= {result.name: result for result in written}

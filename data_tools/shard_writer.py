@@ -17,9 +17,10 @@ from vitscale.data.index import INDEX_DTYPE, encode_index, index_name
 from vitscale.data.manifest import Shard
 from vitscale.data.ustar import END_OF_ARCHIVE, is_safe_name, member_bytes
 
+from .atomic import flush_folder, write_durably
 from .images import ImagePolicy, prepare_image
 from .split import Split, UnusableImageError
-from .staging import Staging, flush_folder, write_durably
+from .staging import Staging
 
 _WRITE_BYTES = 1 << 22
 _LONGEST_NAME = 100  # what the header of a ustar member holds

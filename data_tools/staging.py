@@ -12,6 +12,8 @@ from pathlib import Path
 
 from vitscale.config import DataError, UsageError
 
+from .atomic import flush_folder, write_durably
+
 _LOCK_NAME = "vitscale-pack.lock"
 
 
@@ -72,6 +74,7 @@ def staged_folder(output: Path) -> Iterator[Path]:
         _make(staging)
         try:
             yield staging.contents
+            _flush_files(staging.contents)
             _publish(staging, output=output)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -131,23 +134,6 @@ def disk_errors(output: Path, *, kept_in: Path | None = None) -> Iterator[None]:
         ) from error
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and flush it to disk."""
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush the names of the files in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _claimed(partial: Path, *, output: Path) -> Iterator[None]:
     check_free(output)
@@ -161,7 +147,7 @@ def _claimed(partial: Path, *, output: Path) -> Iterator[None]:
 def _claim(partial: Path, *, output: Path) -> int:
     """Lock the working folder; the kernel drops the lock with the process, however it ends."""
     if partial.exists() and any(partial.iterdir()) and not (partial / _LOCK_NAME).exists():
-        raise UsageError(f"{partial}: in the way, and not left by an earlier pack. Move it elsewhere or give another OUTPUT.")
+        raise UsageError(f"{partial}: in the way, and not left by an earlier attempt. Move it elsewhere or give another OUTPUT.")
     partial.mkdir(parents=True, exist_ok=True)
     lock = os.open(partial / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -172,7 +158,7 @@ def _claim(partial: Path, *, output: Path) -> int:
         check_free(output)
     except (BlockingIOError, FileNotFoundError):
         os.close(lock)
-        raise UsageError(f"{output}: another process is packing into it. Wait for it, or give another OUTPUT.") from None
+        raise UsageError(f"{output}: another process is writing it. Wait for it, or give another OUTPUT.") from None
     except BaseException:
         os.close(lock)
         raise
@@ -191,8 +177,15 @@ def _make(staging: Staging) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def _flush_files(folder: Path) -> None:
+    for current, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(current, name), "rb") as file:
+                os.fsync(file.fileno())
+
+
 def _publish(staging: Staging, *, output: Path) -> None:
-    """Flush the folders, as the files were flushed when they were written, and give the contents their name."""
+    """Flush the folders, whose files were flushed before, and give the contents their name."""
     for current, _, _ in os.walk(staging.contents, topdown=False):
         flush_folder(Path(current))
     os.rename(staging.contents, output)

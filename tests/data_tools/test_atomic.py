@@ -1,13 +1,15 @@
 """Files replaced as a whole, and one holder of a working folder at a time."""
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vitscale.config import DataError, UsageError
-from vitscale_data_tools.atomic import locked_folder, output_errors, replace_array, replace_file
+from vitscale_data_tools.atomic import LOCK_NAME, check_output, locked_folder, output_errors, replace_array, replace_file, write_durably
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -43,6 +45,23 @@ def test_the_old_file_stays_where_the_new_one_cannot_be_written(tmp_path: Path, 
     with pytest.raises(DataError, match=r"out: cannot be written: No space left on device\. Free"), output_errors(Path("out")):
         replace_file(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"], "what a full disk has taken of the new file is given back"
+
+
+def test_a_file_is_written_once(tmp_path: Path) -> None:
+    write_durably(tmp_path / "a", b"1")
+    with pytest.raises(FileExistsError):
+        write_durably(tmp_path / "a", b"2")
+
+
+def test_an_output_is_tried_before_the_work(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "report.json")
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/report\.json: cannot be written"):
+        check_output(tmp_path / "file" / "report.json")
+    with pytest.raises(DataError, match="new: cannot be written: Is a directory"):
+        check_output(tmp_path / "new")
 
 
 def test_a_folder_has_one_holder_and_the_lock_ends_with_it(tmp_path: Path) -> None:
@@ -55,3 +74,19 @@ def test_a_folder_has_one_holder_and_the_lock_ends_with_it(tmp_path: Path) -> No
         pass
     with locked_folder(folder):
         pass
+
+
+def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two who come later hold a lock each, the one on the removed file, the other on the new one."""
+    flock = fcntl.flock
+
+    def finish_meanwhile(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        shutil.rmtree(tmp_path / "work")
+
+    monkeypatch.setattr(fcntl, "flock", finish_meanwhile)
+    with pytest.raises(UsageError, match="another process is working there"), locked_folder(tmp_path / "work"):
+        pytest.fail("must not be entered")
+    monkeypatch.undo()
+    with locked_folder(tmp_path / "work"):
+        assert os.listdir(tmp_path / "work") == [LOCK_NAME]

@@ -1,11 +1,12 @@
 """Results in the jobs' order, one count of all progress, and errors that keep their kind, in one process or several."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from vitscale.config import DataError
-from vitscale_data_tools.jobs import Advance, default_workers, run_jobs
+from vitscale_data_tools.jobs import Advance, default_workers, results_as_done, run_jobs
 
 
 def square(job: int, advance: Advance) -> int:
@@ -43,6 +44,38 @@ def test_an_error_of_a_task_is_raised_as_it_is(workers: int) -> None:
 def test_a_killed_process_is_one_paragraph() -> None:
     with pytest.raises(DataError, match="a working process was killed"):
         run_jobs(die, list(range(4)), workers=2)
+
+
+class Heavy:
+    """A task that may be pickled once for each process, and not once for each job."""
+
+    def __call__(self, job: int, _: Advance) -> int:
+        return job
+
+    def __reduce__(self) -> tuple[type["Heavy"], tuple[()]]:
+        pickled.append(1)
+        return Heavy, ()
+
+
+pickled: list[int] = []
+
+
+@pytest.mark.dist
+def test_what_all_jobs_share_travels_once_and_jobs_when_their_turn_comes() -> None:
+    pickled.clear()
+    made = 0
+
+    def jobs() -> Iterator[int]:
+        nonlocal made
+        for number in range(40):
+            made += 1
+            yield number
+
+    results = results_as_done(Heavy(), jobs(), workers=2, advance=lambda _: None)
+    next(results)
+    assert made <= 4, "of millions of jobs few are in memory"
+    assert len(list(results)) == 39
+    assert len(pickled) <= 2
 
 
 def test_no_jobs() -> None:

@@ -266,7 +266,7 @@ def test_a_killed_worker_is_reported_and_the_next_attempt_goes_on(tmp_path: Path
         for child in multiprocessing.active_children():
             child.kill()
 
-    with pytest.raises(DataError, match=r"a packing process was killed.*fewer --workers"):
+    with pytest.raises(DataError, match=r"a working process was killed.*fewer --workers.*goes on"):
         pack(request(tmp_path / "out", samples_per_shard=100), workers=2, report=kill_workers)
     assert not (tmp_path / "out").exists()
     assert pack(request(tmp_path / "out", samples_per_shard=100)).datasets[0].manifest.num_samples == 800

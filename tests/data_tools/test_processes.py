@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.data_tools.test_shard_writer import blanks, job_in
-from vitscale_data_tools.processes import Runner, run_here, run_in_processes
+from vitscale_data_tools.processes import Runner, write_shards
 from vitscale_data_tools.shard_writer import ShardJob
 
 NUM_SHARDS = 9
 
 
-@pytest.fixture(params=["here", "processes"])
+@pytest.fixture(params=[1, 2])
 def run(request: pytest.FixtureRequest) -> Runner:
-    return run_here if request.param == "here" else partial(run_in_processes, workers=2)
+    return partial(write_shards, workers=request.param)
 
 
 def test_every_shard_once_and_all_samples_told(tmp_path: Path, run: Runner) -> None:

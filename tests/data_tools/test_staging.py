@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vitscale.config import DataError, UsageError
-from vitscale_data_tools.staging import partial_folder, resumable_folder, staged_folder, write_durably
+from vitscale_data_tools.atomic import write_durably
+from vitscale_data_tools.staging import partial_folder, resumable_folder, staged_folder
 
 
 def test_it_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_killed_process_leaves_no_output_and_the_next_one_clears_up(tmp_path: 
 def test_a_second_process_is_refused_while_the_first_writes(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "out") as staging:
         write_durably(staging / "a", b"1")
-        with pytest.raises(UsageError, match="another process is packing into it"), staged_folder(tmp_path / "out"):
+        with pytest.raises(UsageError, match="another process is writing it"), staged_folder(tmp_path / "out"):
             pytest.fail("must not be entered")
         assert (staging / "a").exists()
     assert (tmp_path / "out" / "a").exists()
@@ -107,12 +108,6 @@ def test_a_folder_of_the_users_in_the_way_is_kept(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="in the way"), staged_folder(tmp_path / "out"):
         pytest.fail("must not be entered")
     assert (tmp_path / "out.partial" / "thesis.tex").exists()
-
-
-def test_a_file_is_written_once(tmp_path: Path) -> None:
-    write_durably(tmp_path / "a", b"1")
-    with pytest.raises(FileExistsError):
-        write_durably(tmp_path / "a", b"2")
 
 
 def fail_after(output: Path, *, plan: str, names: list[str]) -> None:
