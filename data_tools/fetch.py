@@ -3,6 +3,7 @@
 Whatever the origin, files are accepted by the sha256 of what they hold: Debian compresses them anew, so the gzip files themselves differ.
 """
 
+import errno
 import gzip
 import hashlib
 import http.client
@@ -19,7 +20,7 @@ from typing import Literal
 
 from vitscale.config import DataError
 
-from .staging import disk_errors
+from .staging import staged_folder
 
 Extent = Literal["full", "sample"]
 """All 60,000 + 10,000 images, or the 800 + 200 that come with this package."""
@@ -97,8 +98,7 @@ def fetch_fashion_mnist(folder: Path, *, sources: Sequence[Source] | None = None
     for source in sources:
         report(f"Fashion-MNIST: trying {source.label}")
         try:
-            with disk_errors(folder):
-                _obtain(source, folder=folder)
+            _obtain(source, folder=folder)
         except UnavailableError as reason:
             report(f"  not there: {reason}")
             continue
@@ -113,6 +113,7 @@ def copy_files(folder: Path, *, origin: Path, names: Sequence[str]) -> None:
         try:
             shutil.copyfile(origin / name, folder / name)
         except OSError as error:
+            _refuse_full_disk(error)
             raise UnavailableError(f"{origin / name}: {error.strerror}") from None
 
 
@@ -136,6 +137,7 @@ def download_files(folder: Path, *, base_url: str, names: Sequence[str], timeout
             with urllib.request.urlopen(url, timeout=timeout_seconds) as response, (folder / name).open("wb") as file:
                 shutil.copyfileobj(response, file)
         except (OSError, http.client.HTTPException) as error:
+            _refuse_full_disk(error)
             raise UnavailableError(f"{url}: {getattr(error, 'reason', error)}") from None
 
 
@@ -148,16 +150,17 @@ def _accept_existing(folder: Path, *, sources: Sequence[Source], report: Callabl
 
 
 def _obtain(source: Source, *, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Staged beside the target, so that the last step is a rename and an interrupted fetch leaves nothing half done.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
-        staged = Path(staging, "files")
-        staged.mkdir()
+    with staged_folder(folder) as staged:
         source.obtain(staged)
         wrong = _wrong_file(staged, digests=source.digests)
         if wrong is not None:
             raise UnavailableError(f"{wrong} does not hold what it should (its sha256 differs)")
-        staged.rename(folder)
+
+
+def _refuse_full_disk(error: Exception) -> None:
+    """The next source would not fit either, but for the small sample, which nobody has asked for."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise error
 
 
 def _wrong_file(folder: Path, *, digests: Digests) -> str | None:

@@ -1,8 +1,10 @@
 """Every origin of Fashion-MNIST, the fall-back from one to the next, and that a folder is whole or absent."""
 
+import errno
 import gzip
 import hashlib
 import http.server
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
@@ -86,8 +88,38 @@ def test_the_next_source_is_tried_when_one_fails(tmp_path: Path, origin: Path) -
 
 def test_a_place_where_nothing_can_be_written(tmp_path: Path, origin: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"file/raw: cannot be written: File exists"):
+    with pytest.raises(DataError, match=r"file/raw: cannot be written: Not a directory"):
         fetch_fashion_mnist(tmp_path / "file" / "raw", sources=[copying(origin)])
+
+
+def test_a_full_disk_is_no_reason_to_take_the_sample(tmp_path: Path, origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which alone would fit."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fetch.shutil, "copyfile", full)
+    small = Source(label="sample", extent="sample", digests=DIGESTS, obtain=lambda _: pytest.fail("asked"))
+    with pytest.raises(DataError, match="out: cannot be written: No space left on device"):
+        fetch_fashion_mnist(tmp_path / "out", sources=[copying(origin), small])
+    assert [path.name for path in tmp_path.iterdir()] == ["origin"]
+
+
+def test_what_a_killed_fetch_left_is_cleared_by_the_next(tmp_path: Path, origin: Path) -> None:
+    def killed(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        os._exit(9)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=fetch_fashion_mnist,
+        args=(tmp_path / "out",),
+        kwargs={"sources": [Source(label="x", extent="full", digests=DIGESTS, obtain=killed)]},
+    )
+    process.start()
+    process.join()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["origin", "out.partial"]
+    fetch_fashion_mnist(tmp_path / "out", sources=[copying(origin)])
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["origin", "out"]
 
 
 def test_a_folder_with_something_else_is_refused_and_kept(tmp_path: Path, origin: Path) -> None:
