@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from vitscale.config import DataError, UsageError
@@ -22,7 +20,7 @@ from vitscale.data.ustar import parse_sample
 from .atomic import locked_folder, output_errors, replace_file
 from .index_shard import PICKLES, IndexJob, ShardRecord, Unusable, index_shard, keys_path, read_record
 from .jobs import run_jobs
-from .key_hashes import Place, duplicate_keys
+from .key_hashes import Duplicates, Place, StoredTables, find_duplicates
 
 WORK_FOLDER = ".vitscale-index"
 
@@ -120,10 +118,10 @@ def write_index(plan: IndexPlan, *, workers: int = 1, report: Callable[[int], No
         results = run_jobs(index_shard, plan.jobs, workers=workers, report=report)
         records = _usable(results, plan=plan)
         duplicates = _duplicates(plan, records=records)
-        manifest = _manifest(plan, records=records, num_duplicates=len(duplicates))
+        manifest = _manifest(plan, records=records, num_duplicates=duplicates.count)
         replace_file(plan.output / MANIFEST_NAME, encode_manifest(manifest))
         shutil.rmtree(work)
-    notes = (*_notes(records, manifest=manifest), *duplicates[:_NUM_SHOWN])
+    notes = (*_notes(records, manifest=manifest), *(f"Repeated key: {sentence}." for sentence in duplicates.sentences))
     return IndexSummary(output=plan.output, manifest=manifest, notes=notes, seconds=time.monotonic() - started)
 
 
@@ -177,27 +175,27 @@ def _usable(results: Sequence[ShardRecord | Unusable], *, plan: IndexPlan) -> li
     return [result for result in results if isinstance(result, ShardRecord)]
 
 
-def _duplicates(plan: IndexPlan, *, records: Sequence[ShardRecord]) -> list[str]:
-    """A sentence for each key that occurs in two tars; raises `DataError` unless that is allowed."""
+def _duplicates(plan: IndexPlan, *, records: Sequence[ShardRecord]) -> Duplicates:
+    """Keys that occur in two tars; raises `DataError` unless that is allowed."""
 
     def read_key(place: Place) -> str:
-        shard = records[place.shard].shard
+        shard = records[place.table].shard
         path = plan.output / index_name(shard.name)
         offset, length, _ = decode_index(path.read_bytes(), shard=shard, path=str(path))[place.row].tolist()
         return parse_sample(memoryview(plan.storage.read_range(shard.name, offset=offset, length=length)))[0]
 
-    tables = [np.load(keys_path(job), mmap_mode="r", allow_pickle=False) for job in plan.jobs]
-    found = duplicate_keys(tables, read_key=read_key)
-    sentences = [
-        f"The key {duplicate.key!r} occurs in {' and '.join(records[place.shard].shard.name for place in duplicate.places[:3])}."
-        for duplicate in (found if plan.request.allow_duplicate_keys else islice(found, _NUM_SHOWN))
-    ]
-    if sentences and not plan.request.allow_duplicate_keys:
+    duplicates = find_duplicates(
+        StoredTables([keys_path(job) for job in plan.jobs]),
+        read_key=read_key,
+        name_place=lambda place: records[place.table].shard.name,
+        num_named=_NUM_SHOWN,
+    )
+    if duplicates.count and not plan.request.allow_duplicate_keys:
         raise DataError(
-            f"{plan.storage.root}: {' '.join(sentences)} Keys name samples, in removal lists for one: write them anew, or add "
-            "--allow-duplicate-keys where the samples differ all the same."
+            f"{plan.storage.root}: {duplicates.count} keys occur more than once: {', '.join(duplicates.sentences)}. Keys name samples, in"
+            " removal lists for one: write them anew, or add --allow-duplicate-keys where the samples differ all the same."
         )
-    return sentences
+    return duplicates
 
 
 def _manifest(plan: IndexPlan, *, records: Sequence[ShardRecord], num_duplicates: int) -> Manifest:
