@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from vitscale.data.dataset import Dataset
 
     from .dedup import DedupRequest, DedupSummary
     from .exclude import ExcludeSummary
     from .index_dataset import IndexPlan, IndexSummary
+    from .kept_results import KeptFolder
     from .stats import Stats
     from .verify import VerifyReport
 
@@ -21,7 +24,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be writ
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Folder of a packed or indexed data set.")]
 Work = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Keep what is done there, so that a killed command goes on when it is started again."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Where to keep what is done until all is: the same command goes on from it after a kill. Default: the user's cache.",
+    ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as many as pay, at most 16.")]
 
@@ -91,7 +97,7 @@ def verify(
     """Check a data set: every byte, or a share of the samples. Exit code 10 where anything is wrong.
 
     A full check compares each tar and index with the manifest's sha256, the tar's members with the index, and parses every
-    sample. It changes nothing.
+    sample. It changes nothing. A check that was killed goes on where it was when the same command is given again.
     """
     from vitscale.config.presentation import present_errors
 
@@ -99,7 +105,7 @@ def verify(
         from vitscale.config import DataError
         from vitscale.data.dataset import open_unchecked
 
-        from .atomic import output_errors
+        from .atomic import check_output, output_errors
         from .progress import progress
         from .verify import verify_dataset, write_report
 
@@ -107,13 +113,18 @@ def verify(
         if dry_run:
             _print_dry_run("check", opened, share=sample, outputs=[json])
             return
+        if json is not None:
+            check_output(json)
         num_workers = workers or _workers_for(opened, share=sample)
-        with progress("verifying", total=opened.num_samples) as report:
-            found = verify_dataset(opened, fraction=sample, decodes=decode, work=work, workers=num_workers, report=report)
+        with _kept("verify", opened, work=work, options={"sample": sample, "decode": decode}) as kept:
+            with progress("verifying", total=opened.num_samples) as report:
+                found = verify_dataset(opened, fraction=sample, decodes=decode, kept=kept, workers=num_workers, report=report)
+            if json is not None:
+                with output_errors(json):
+                    write_report(found, json)
         _print_findings(found)
         if json is not None:
-            with output_errors(json):
-                write_report(found, json)
+            typer.echo(f"written: {json}")
         if not found.is_sound:
             num_bad = sum(bool(shard.findings) for shard in found.shards)
             raise DataError(
@@ -121,6 +132,18 @@ def verify(
                 "Restore these files from a copy or write them again. To train without the samples: vitscale-data exclude "
                 f"{dataset} OUTPUT --damaged."
             )
+
+
+def _kept(command: str, dataset: Dataset, *, work: Path | None, options: dict[str, object]) -> AbstractContextManager[KeptFolder]:
+    """Where this very command keeps what is done: below `work`, or in the user's cache."""
+    from .kept_results import cached_folder, kept_folder, work_name
+
+    name = work_name(command, dataset, options=options)
+    return cached_folder(name, say=_say) if work is None else kept_folder(work / name, say=_say)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _workers_for(dataset: Dataset, *, share: float = 1.0, cost: int = 1) -> int:
@@ -159,13 +182,16 @@ def stats(
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a data set: sizes, classes, mean and std of the channels, duplicate keys, proportions of the images."""
+    """Measure a data set: sizes, classes, mean and std of the channels, duplicate keys, proportions of the images.
+
+    It changes nothing. A run that was killed goes on where it was when the same command is given again.
+    """
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
         from vitscale.data.dataset import open_dataset
 
-        from .atomic import output_errors
+        from .atomic import check_output, output_errors
         from .progress import progress
         from .stats import measure, write_json
         from .stats_plots import require_matplotlib, write_plots
@@ -176,15 +202,20 @@ def stats(
         if dry_run:
             _print_dry_run("measure", opened, share=sample, outputs=[json, plots])
             return
+        for path in (json, None if plots is None else plots / "classes.png"):
+            if path is not None:
+                check_output(path)
         num_workers = workers or _workers_for(opened, share=sample, cost=15)
-        with progress("measuring", total=opened.num_samples) as report:
-            found = measure(opened, fraction=sample, work=work, workers=num_workers, report=report)
+        outputs = [(path, write) for path, write in ((json, write_json), (plots, write_plots)) if path is not None]
+        with _kept("stats", opened, work=work, options={"sample": sample}) as kept:
+            with progress("measuring", total=opened.num_samples) as report:
+                found = measure(opened, fraction=sample, kept=kept, workers=num_workers, report=report)
+            for path, write in outputs:
+                with output_errors(path):
+                    write(found, path)
         _print_stats(found)
-        for output, write in ((json, write_json), (plots, write_plots)):
-            if output is not None:
-                with output_errors(output):
-                    write(found, output)
-                typer.echo(f"written: {output}")
+        for path, _ in outputs:
+            typer.echo(f"written: {path}")
 
 
 def _print_stats(found: Stats) -> None:
@@ -209,13 +240,16 @@ def show(
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> None:
-    """Draw random samples with labels and captions; with --config also as a run would see them, bit for bit."""
+    """Draw random samples with labels and captions; with --config also as a run would see them, bit for bit.
+
+    It reads just these samples and writes one picture, complete or not at all: a run that was killed is simply repeated.
+    """
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
         from vitscale.data.dataset import open_dataset
 
-        from .atomic import output_errors
+        from .atomic import check_output, output_errors
         from .contact_sheet import write_sheet
         from .progress import progress
         from .show import draw_samples, random_samples
@@ -230,6 +264,7 @@ def show(
         if dry_run:
             typer.echo(f"would draw {len(sample_ids)} samples of {dataset} into {output}, and did not (--dry-run)")
             return
+        check_output(output)
         with progress("drawing", total=len(sample_ids)) as report:
             sheet = draw_samples(opened, sample_ids=sample_ids, views=made_views, workers=workers or 1, report=report)
         with output_errors(output):
@@ -253,13 +288,15 @@ def dedup(
     """List the samples of DATASET that repeat others: the same bytes, the same pixels, or nearly the same picture.
 
     Of duplicates the first stays; what an evaluation set holds goes. Nothing is removed: look at the list, then use it
-    with `vitscale-data exclude --keys LIST` or `vitscale-data pack --exclude LIST`.
+    with `vitscale-data exclude --keys LIST` or `vitscale-data pack --exclude LIST`. A run that was killed goes on where it was
+    when it is started again.
     """
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
         from vitscale.data.dataset import open_dataset
 
+        from .atomic import check_output
         from .dedup import DedupRequest, check_request
         from .dedup import dedup as find_duplicates
         from .progress import progress
@@ -277,9 +314,11 @@ def dedup(
             typer.echo(f"would compare, and did not (--dry-run): {request.num_images} images of {1 + len(request.against)} data sets")
             typer.echo(f"would write: {request.output} and {request.pairs_path}" + (f" and {sheet}" if sheet else ""))
             return
+        if sheet is not None:
+            check_output(sheet)
         num_workers = workers or max(_workers_for(part, cost=20) for part in (request.dataset, *request.against))
         with progress("looking at images", total=request.num_images) as report:
-            summary = find_duplicates(request, workers=num_workers, report=report)
+            summary = find_duplicates(request, workers=num_workers, report=report, say=_say)
         _print_duplicates(summary, request=request)
 
 
@@ -303,7 +342,10 @@ def exclude(
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> None:
-    """Make a data set without some samples of DATASET: new indexes for the same tars, which stay as they are."""
+    """Make a data set without some samples of DATASET: new indexes for the same tars, which stay as they are.
+
+    A run that was killed goes on where it was when it is started again.
+    """
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
@@ -326,6 +368,7 @@ def exclude(
                 output=None if dry_run else output,
                 workers=workers or _workers_for(opened),
                 report=report,
+                say=_say,
             )
         _print_exclusion(summary, output=output, is_dry=dry_run)
 
@@ -338,6 +381,8 @@ def _print_exclusion(summary: ExcludeSummary, *, output: Path, is_dry: bool) -> 
     prefix = "would write, and did not (--dry-run): " if is_dry else ""
     typer.echo(f"{prefix}{output}: {manifest.num_samples} samples in {len(manifest.shards)} shards, which lie in {manifest.shards_root}")
     typer.echo(f"done in {summary.seconds:.1f} s")
+    if not is_dry:
+        typer.echo(f"next: vitscale-data verify {output}, or vitscale train CONFIG data.path={output}")
 
 
 def _print_index_plan(plan: IndexPlan) -> None:

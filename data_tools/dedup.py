@@ -1,10 +1,10 @@
 """Finds duplicate images within a data set and between it and evaluation sets, and writes the list of samples to remove."""
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from vitscale.data.images.decode import decode_image_member
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
 
-from .atomic import locked_folder, output_errors, replace_file
+from .atomic import encode_array, output_errors, replace_file
 from .contact_sheet import Tile, contact_sheet, write_sheet
-from .fingerprints import FingerprintJob, Fingerprints, fingerprint_part
-from .jobs import run_jobs
+from .fingerprints import FingerprintJob, Fingerprints, decode_rows, fingerprint_part
+from .kept_results import Form, KeptFolder, Say, kept_folder, results_in_order
 from .matches import OWN_SET, Match, find_matches
 from .perceptual_hash import MAX_DISTANCE
 from .samples import parts
@@ -74,17 +74,23 @@ class DedupSummary:
 
 
 def check_request(request: DedupRequest) -> None:
-    """Raises `UsageError` for a request that makes no sense or an output that exists."""
+    """Raises `UsageError` for a request that makes no sense or an output that exists.
+
+    The list is written last. What an unfinished attempt has left beside it before it was killed is replaced.
+    """
     if not 0 <= request.max_distance <= MAX_DISTANCE:
         raise UsageError(f"--threshold {request.max_distance}: between 0 and {MAX_DISTANCE} of the 64 bits may differ.")
     if not request.compares_own and not request.against:
         raise UsageError("--only-against has nothing to compare with: name evaluation sets with --against.")
-    for path in (request.output, request.pairs_path, *([] if request.sheet is None else [request.sheet])):
+    before_the_list = [request.pairs_path, *([] if request.sheet is None else [request.sheet])]
+    for path in (request.output, *([] if request.work.exists() else before_the_list)):
         if path.exists():
             raise UsageError(f"{path}: exists already and is not overwritten. Give another name, or remove it.")
 
 
-def dedup(request: DedupRequest, *, workers: int = 1, report: Callable[[int], None] | None = None) -> DedupSummary:
+def dedup(
+    request: DedupRequest, *, workers: int = 1, report: Callable[[int], None] | None = None, say: Say = lambda _: None
+) -> DedupSummary:
     """Compare all images and write the removal list, last. `report(n)` is called with the number of images looked at.
 
     A command that was killed finds the images it has looked at when it is started again. Needs about 70 bytes of memory an
@@ -92,16 +98,17 @@ def dedup(request: DedupRequest, *, workers: int = 1, report: Callable[[int], No
     """
     check_request(request)
     started = time.monotonic()
-    with output_errors(request.output), locked_folder(request.work):
-        own, *others = _fingerprints(request, workers=workers, report=report)
+    with output_errors(request.output), kept_folder(request.work, say=say) as kept:
+        own, *others = _fingerprints(request, kept=kept, workers=workers, report=report)
         _refuse_repeated_keys(own, dataset=request.dataset)
         matches = find_matches(own, against=others, max_distance=request.max_distance, compares_own=request.compares_own)
         samples = _Samples([request.dataset, *request.against])
+        pairs = [_pair(match, samples=samples) for match in matches]
         if request.sheet is not None and matches:
-            write_sheet(_pair_sheet(matches, samples=samples), request.sheet)
-        replace_file(request.pairs_path, _pair_lines(matches, samples=samples).encode())
-        replace_file(request.output, _removal_lines(matches, samples=samples).encode())
-        shutil.rmtree(request.work)
+            with output_errors(request.sheet):
+                write_sheet(_pair_sheet(matches, samples=samples), request.sheet)
+        replace_file(request.pairs_path, _pair_lines(pairs).encode())
+        replace_file(request.output, _removal_lines(pairs, root=samples.root(OWN_SET)).encode())
     return DedupSummary(
         counts=_counts(matches),
         num_unreadable=int((~own["is_readable"]).sum()),
@@ -114,11 +121,20 @@ def _counts(matches: Sequence[Match]) -> dict[tuple[str, bool], int]:
     return dict(Counter((match.kind, match.other_set != OWN_SET) for match in matches))
 
 
-def _fingerprints(request: DedupRequest, *, workers: int, report: Callable[[int], None] | None) -> list[Fingerprints]:
+def _fingerprints(request: DedupRequest, *, kept: KeptFolder, workers: int, report: Callable[[int], None] | None) -> list[Fingerprints]:
     """One table for each data set, the own one first."""
     datasets = (request.dataset, *request.against)
-    jobs = [[FingerprintJob(dataset=dataset, part=part, work=request.work) for part in parts(dataset)] for dataset in datasets]
-    tables = iter(run_jobs(fingerprint_part, [job for group in jobs for job in group], workers=workers, report=report))
+    jobs = [[FingerprintJob(set_number=number, part=part) for part in parts(dataset)] for number, dataset in enumerate(datasets)]
+    task = partial(fingerprint_part, readers=[SampleReader(dataset) for dataset in datasets])
+    form: Form[FingerprintJob, Fingerprints] = Form(
+        # The manifest vouches for every byte, since damaged samples are refused: rows are the same while it is.
+        name=lambda job: f"{datasets[job.set_number].sha256[:32]}-{job.part.first}-{job.part.stop}.npy",
+        size=lambda job: job.num_samples,
+        encode=encode_array,
+        decode=lambda _, raw: decode_rows(raw),
+    )
+    all_jobs = [job for group in jobs for job in group]
+    tables = iter(results_in_order(task, all_jobs, kept=kept, form=form, workers=workers, report=report))
     return [np.concatenate([next(tables) for _ in group]) for group in jobs]
 
 
@@ -150,24 +166,37 @@ class _Samples:
         return self._roots[other_set + 1]
 
 
-def _removal_lines(matches: Sequence[Match], *, samples: _Samples) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A match with the names of its samples."""
+
+    match: Match
+    key: str
+    other_key: str
+    other_root: str
+
+
+def _pair(match: Match, *, samples: _Samples) -> _Pair:
+    key, other_key = samples.read(OWN_SET, match.sample_id).key, samples.read(match.other_set, match.other_id).key
+    if key.startswith("#") or key != key.strip():
+        raise DataError(f"{samples.root(OWN_SET)}: the key {key!r} cannot be a line of a removal list. Rename the file in the tar.")
+    return _Pair(match=match, key=key, other_key=other_key, other_root=samples.root(match.other_set))
+
+
+def _removal_lines(pairs: Sequence[_Pair], *, root: str) -> str:
     """One key a line, after a comment that says why."""
-    lines = [f"# {len(matches)} samples of {samples.root(OWN_SET)} that repeat others, by vitscale-data dedup"]
-    for match in matches:
-        key, other = samples.read(OWN_SET, match.sample_id).key, samples.read(match.other_set, match.other_id).key
-        if key.startswith("#") or key != key.strip():
-            raise DataError(f"{samples.root(OWN_SET)}: the key {key!r} cannot be a line of a removal list. Rename the file in the tar.")
-        where = "" if match.other_set == OWN_SET else f" of {samples.root(match.other_set)}"
+    lines = [f"# {len(pairs)} samples of {root} that repeat others, by vitscale-data dedup"]
+    for pair in pairs:
+        match = pair.match
+        where = "" if match.other_set == OWN_SET else f" of {pair.other_root}"
         how = f"{match.distance} bits from" if match.kind == "near" else f"the {match.kind} of"
-        lines += [f"# {how} {other}{where}", key]
+        lines += [f"# {how} {pair.other_key}{where}", pair.key]
     return "\n".join(lines) + "\n"
 
 
-def _pair_lines(matches: Sequence[Match], *, samples: _Samples) -> str:
+def _pair_lines(pairs: Sequence[_Pair]) -> str:
     rows = [("removed", "kind", "distance", "repeats", "in")]
-    for match in matches:
-        key, other = samples.read(OWN_SET, match.sample_id).key, samples.read(match.other_set, match.other_id).key
-        rows.append((key, match.kind, str(match.distance), other, samples.root(match.other_set)))
+    rows += [(pair.key, pair.match.kind, str(pair.match.distance), pair.other_key, pair.other_root) for pair in pairs]
     return "".join("\t".join(row) + "\n" for row in rows)
 
 

@@ -1,26 +1,33 @@
 """Makes a data set without some samples of another: new indexes and a manifest for the same tars, which are not touched."""
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vitscale.config import DataError, UsageError
-from vitscale.data.dataset import Dataset
+from vitscale.data.dataset import Dataset, ShardSpan
 from vitscale.data.index import encode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
 from vitscale.data.reader import SampleReader
 from vitscale.data.storage.storage import LocalStorage
 from vitscale.data.types import LostSample
 
-from .atomic import output_errors, replace_file
-from .jobs import Advance, run_jobs
+from .atomic import flush_folder, output_errors, replace_file
+from .jobs import Advance
+from .kept_results import Form, KeptFolder, Say, kept_folder, results_in_order
 from .range_file import RangeFile
 from .samples import scan_chosen
+from .shard_states import ShardStates
+
+WORK_FOLDER = ".vitscale-exclude"
 
 _SAMPLES_AT_ONCE = 256
 _READ_BYTES = 1 << 24
@@ -28,21 +35,34 @@ _READ_BYTES = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class ExcludeJob:
-    """One shard whose samples are looked through; `first_id` is the flat index of its first."""
+    """One whole shard whose samples are looked through."""
+
+    span: ShardSpan
+    name: str
+    """What this shard as it is now, with these options, is called among the kept results."""
+    index: Path | None
+    """Where the new index lies until all are done; None writes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which samples are left out. Picklable."""
 
     dataset: Dataset
-    shard: Shard
-    first_id: int
     keys: frozenset[str]
     drops_damaged: bool
+
+    def digest(self) -> str:
+        """Equal for choices that leave out the same."""
+        values = [self.dataset.sha256, sorted(self.keys), self.drops_damaged]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardChoice:
-    """What stays of a shard; `index` None where nothing does."""
+    """What stays of a shard; `shard` None where nothing does."""
 
     shard: Shard | None
-    index: bytes | None
     found: frozenset[str]
     """The keys of the list that name a sample of this shard."""
     num_damaged: int
@@ -68,59 +88,109 @@ def exclude_samples(
     output: Path | None,
     workers: int = 1,
     report: Callable[[int], None] | None = None,
+    say: Say = lambda _: None,
 ) -> ExcludeSummary:
     """Write the data set without the samples named by `keys`, and with `drops_damaged` those that cannot be read, to `output`.
 
-    None as `output` writes nothing. The tars stay where they are; the manifest, written last, says where. Raises
-    `DataError` for damage that is not to be dropped and where nothing would be left, `UsageError` for an output in use.
+    None as `output` writes nothing. The tars stay where they are; the manifest, written last, says where. A command that was
+    killed finds the shards that it has looked through, kept in the output, when it is started again. Raises `DataError` for
+    damage that is not to be dropped and where nothing would be left, `UsageError` for an output in use.
     """
     started = time.monotonic()
     if output is not None and (output / MANIFEST_NAME).exists():
         raise UsageError(f"{output / MANIFEST_NAME}: exists already and is not overwritten. Give another OUTPUT, or remove it.")
-    jobs = [
-        ExcludeJob(dataset=dataset, shard=shard, first_id=first_id, keys=keys, drops_damaged=drops_damaged)
-        for shard, first_id in zip(dataset.shards, dataset.shard_starts, strict=False)
-    ]
-    choices = run_jobs(choose_rows, jobs, workers=workers, report=report)
-    manifest = _manifest(dataset, choices=choices)
-    if output is not None:
-        with output_errors(output):
-            _write(choices, manifest=manifest, output=output)
-    num_damaged = sum(choice.num_damaged for choice in choices)
+    choice = Choice(dataset=dataset, keys=keys, drops_damaged=drops_damaged)
+    states = ShardStates(dataset)
+    work = None if output is None else output / WORK_FOLDER
+    folder: AbstractContextManager[KeptFolder] = nullcontext(KeptFolder()) if work is None else kept_folder(work, say=say)
+    with folder as kept:
+        jobs = _jobs(choice, states=states, work=work)
+        task = partial(choose_rows, choice=choice, reader=SampleReader(dataset))
+        choices = results_in_order(task, jobs, kept=kept, form=_form(states), workers=workers, report=report)
+        manifest = _manifest(dataset, choices=choices)
+        if output is not None:
+            with output_errors(output):
+                _publish(jobs, choices=choices, manifest=manifest, output=output)
+    num_damaged = sum(of_shard.num_damaged for of_shard in choices)
     return ExcludeSummary(
         manifest=manifest,
         num_listed=dataset.num_samples - manifest.num_samples - num_damaged,
         num_damaged=num_damaged,
-        unknown_keys=tuple(sorted(keys.difference(*(choice.found for choice in choices)))),
+        unknown_keys=tuple(sorted(keys.difference(*(of_shard.found for of_shard in choices)))),
         seconds=time.monotonic() - started,
     )
 
 
-def choose_rows(job: ExcludeJob, advance: Advance) -> ShardChoice:
-    """Look through one shard; `advance(n)` is called as samples are done. Raises `DataError` for damage, unless it is dropped."""
-    reader = SampleReader(job.dataset)
+def choose_rows(job: ExcludeJob, advance: Advance, *, choice: Choice, reader: SampleReader) -> ShardChoice:
+    """Look through one shard and write its new index; `advance(n)` is called as samples are done.
+
+    Raises `DataError` for damage, unless it is dropped, and `OSError`.
+    """
+    shard, first_id = job.span.shard, job.span.first_id
     kept: list[int] = []
     found: set[str] = set()
     num_damaged = 0
-    for first in range(0, job.shard.num_samples, _SAMPLES_AT_ONCE):
-        stop = min(first + _SAMPLES_AT_ONCE, job.shard.num_samples)
-        for sample in scan_chosen(reader, range(job.first_id + first, job.first_id + stop)):
+    for first in range(0, shard.num_samples, _SAMPLES_AT_ONCE):
+        stop = min(first + _SAMPLES_AT_ONCE, shard.num_samples)
+        for sample in scan_chosen(reader, range(first_id + first, first_id + stop)):
             if isinstance(sample, LostSample):
-                if not job.drops_damaged:
+                if not choice.drops_damaged:
                     raise DataError(f"{sample.reason} Or add --damaged to leave out what cannot be read.")
                 num_damaged += 1
-            elif sample.key.strip() in job.keys:
+            elif sample.key.strip() in choice.keys:
                 found.add(sample.key.strip())
             else:
-                kept.append(sample.sample_id - job.first_id)
+                kept.append(sample.sample_id - first_id)
         advance(stop - first)
     if not kept:
-        return ShardChoice(shard=None, index=None, found=frozenset(found), num_damaged=num_damaged)
-    index = encode_index(np.ascontiguousarray(job.dataset.read_index(job.shard)[kept]))
-    shard = job.shard.model_copy(update={"num_samples": len(kept), "index_sha256": hashlib.sha256(index).hexdigest()})
+        return ShardChoice(shard=None, found=frozenset(found), num_damaged=num_damaged)
+    index = encode_index(np.ascontiguousarray(choice.dataset.read_index(shard)[kept]))
+    shard = shard.model_copy(update={"num_samples": len(kept), "index_sha256": hashlib.sha256(index).hexdigest()})
     if num_damaged:
-        shard = _as_it_is(shard, dataset=job.dataset)
-    return ShardChoice(shard=shard, index=index, found=frozenset(found), num_damaged=num_damaged)
+        shard = _as_it_is(shard, dataset=choice.dataset)
+    if job.index is not None:
+        replace_file(job.index, index)
+    return ShardChoice(shard=shard, found=frozenset(found), num_damaged=num_damaged)
+
+
+def _jobs(choice: Choice, *, states: ShardStates, work: Path | None) -> list[ExcludeJob]:
+    digest = choice.digest()
+    jobs = []
+    for span in choice.dataset.spans(0, choice.dataset.num_samples):
+        name = f"{digest}-{span.first_id}-{states.of(span.first_id, span.first_id + 1)}"
+        jobs.append(ExcludeJob(span=span, name=name, index=None if work is None else work / f"{name}.npy"))
+    return jobs
+
+
+def _form(states: ShardStates) -> Form[ExcludeJob, ShardChoice]:
+    return Form(
+        name=lambda job: f"{job.name}.json",
+        size=lambda job: job.span.shard.num_samples,
+        encode=_encoded,
+        decode=_decoded,
+        lasts=lambda of_shard: states.show_changes or not of_shard.num_damaged,
+    )
+
+
+def _encoded(of_shard: ShardChoice) -> bytes:
+    shard = None if of_shard.shard is None else of_shard.shard.model_dump(mode="json")
+    return json.dumps({"shard": shard, "found": sorted(of_shard.found), "num_damaged": of_shard.num_damaged}).encode()
+
+
+def _decoded(job: ExcludeJob, raw: bytes) -> ShardChoice:
+    """Raises `ValueError` where the new index is not there: an attempt that was killed at its end had moved it already."""
+    values = json.loads(raw)
+    shard = None if values["shard"] is None else Shard.model_validate_json(json.dumps(values["shard"]))
+    if shard is not None and job.index is not None and _digest(job.index) != shard.index_sha256:
+        raise ValueError(f"{job.index}: not the index that was written")
+    return ShardChoice(shard=shard, found=frozenset(values["found"]), num_damaged=values["num_damaged"])
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _as_it_is(shard: Shard, *, dataset: Dataset) -> Shard:
@@ -132,7 +202,7 @@ def _as_it_is(shard: Shard, *, dataset: Dataset) -> Shard:
 
 
 def _manifest(dataset: Dataset, *, choices: Sequence[ShardChoice]) -> Manifest:
-    shards = tuple(choice.shard for choice in choices if choice.shard is not None)
+    shards = tuple(of_shard.shard for of_shard in choices if of_shard.shard is not None)
     if not shards:
         raise DataError(f"{dataset.storage.root}: not one sample would be left. Look at the list of keys.")
     old = dataset.manifest
@@ -144,12 +214,15 @@ def _manifest(dataset: Dataset, *, choices: Sequence[ShardChoice]) -> Manifest:
     return old.model_copy(update={"num_samples": num_samples, "shards": shards, "source": {**old.source, **history}, "shards_root": root})
 
 
-def _write(choices: Sequence[ShardChoice], *, manifest: Manifest, output: Path) -> None:
-    """The manifest last: without it the folder is no data set."""
-    output.mkdir(parents=True, exist_ok=True)
-    for choice in choices:
-        if choice.shard is not None and choice.index is not None:
-            path = output / index_name(choice.shard.name)
+def _publish(jobs: Sequence[ExcludeJob], *, choices: Sequence[ShardChoice], manifest: Manifest, output: Path) -> None:
+    """Move the indexes to their places, and write the manifest last: without it the folder is no data set."""
+    folders = {output}
+    for job, of_shard in zip(jobs, choices, strict=True):
+        if of_shard.shard is not None and job.index is not None:
+            path = output / index_name(of_shard.shard.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, choice.index)
+            os.replace(job.index, path)
+            folders.add(path.parent)
+    for folder in folders:
+        flush_folder(folder)
     replace_file(output / MANIFEST_NAME, encode_manifest(manifest))

@@ -1,19 +1,18 @@
 """What an image is recognised by: digests of its bytes and of its pixels, and its perceptual hash; one row per sample."""
 
 import hashlib
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from vitscale.config import DataError
-from vitscale.data.dataset import Dataset
 from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
 
-from .atomic import replace_array
 from .jobs import Advance
 from .key_hashes import key_hash
 from .perceptual_hash import perceptual_hash
@@ -40,28 +39,25 @@ _SAMPLES_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FingerprintJob:
-    """Some samples of a data set; `work` keeps what is finished for the case that the command is killed."""
+    """Some samples of one of several data sets."""
 
-    dataset: Dataset
+    set_number: int
     part: Part
-    work: Path
+
+    @property
+    def num_samples(self) -> int:
+        return self.part.stop - self.part.first
 
 
-def fingerprint_part(job: FingerprintJob, advance: Advance) -> Fingerprints:
+def fingerprint_part(job: FingerprintJob, advance: Advance, *, readers: Sequence[SampleReader]) -> Fingerprints:
     """The rows of the part's samples, in order. Raises `DataError` for damaged samples and samples without an image."""
-    path = job.work / f"{job.dataset.sha256[:32]}-{job.part.first}-{job.part.stop}.npy"
-    if path.is_file():
-        advance(job.part.stop - job.part.first)
-        return _loaded(path)
-    reader = SampleReader(job.dataset)
+    reader = readers[job.set_number]
     rows = []
     for first in range(job.part.first, job.part.stop, _SAMPLES_AT_ONCE):
         samples = reader.read(first, min(first + _SAMPLES_AT_ONCE, job.part.stop))
         rows += [fingerprint(sample) for sample in samples]
         advance(len(samples))
-    table = np.array(rows, FINGERPRINT_DTYPE)
-    replace_array(path, table)
-    return table
+    return np.array(rows, FINGERPRINT_DTYPE)
 
 
 def fingerprint(sample: RawSample) -> tuple[int | bool, ...]:
@@ -79,12 +75,17 @@ def fingerprint(sample: RawSample) -> tuple[int | bool, ...]:
     return key_hash(sample.key), *bytes_digest, *pixels_digest, perceptual or 0, True, perceptual is not None
 
 
+def decode_rows(raw: bytes) -> Fingerprints:
+    """Rows from the bytes of a .npy file. Raises `ValueError` for anything else."""
+    try:
+        table: Fingerprints = np.load(io.BytesIO(raw), allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(str(error)) from None
+    if table.dtype != FINGERPRINT_DTYPE:
+        raise ValueError(f"rows of another kind ({table.dtype})")
+    return table
+
+
 def _digest(data: memoryview, *, shape: bytes = b"") -> tuple[int, int]:
     digest = hashlib.blake2b(data, digest_size=16, person=shape).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-
-
-def _loaded(path: Path) -> Fingerprints:
-    table: Fingerprints = np.load(path, allow_pickle=False)
-    assert table.dtype == FINGERPRINT_DTYPE, table.dtype
-    return table

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from vitscale.data.dataset import Dataset
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import LostSample, RawSample
-from vitscale.dist.seeding import counter_key, mix
+from vitscale.dist.seeding import counter_key, mix, mix_array
 
 _SAMPLES_PER_PART = 1024
 
@@ -25,13 +27,15 @@ def parts(dataset: Dataset, *, samples_per_part: int = _SAMPLES_PER_PART) -> lis
     return [Part(first=first, stop=min(first + samples_per_part, num_samples)) for first in range(0, num_samples, samples_per_part)]
 
 
-def chosen(part: Part, *, fraction: float, purpose: str) -> list[int]:
+def chosen(part: Part, *, fraction: float, purpose: str) -> Sequence[int]:
     """A share of the part's samples that depends on their numbers and the purpose alone; at least one of them."""
     numbers = range(part.first, part.stop)
     if fraction >= 1.0:
-        return list(numbers)
+        return numbers
     key, limit = counter_key(purpose), int(fraction * (1 << 64))
-    return [number for number in numbers if mix(key ^ number) < limit] or [part.first + mix(key ^ part.first) % len(numbers)]
+    drawn = mix_array(np.arange(part.first, part.stop, dtype=np.uint64) ^ np.uint64(key))
+    places: list[int] = np.flatnonzero(drawn < np.uint64(limit)).tolist()
+    return [part.first + place for place in places] or [part.first + mix(key ^ part.first) % len(numbers)]
 
 
 def scan_chosen(reader: SampleReader, numbers: Sequence[int]) -> list[RawSample | LostSample]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from vitscale.data.types import RawSample
 from vitscale.dist.seeding import CounterRng
 
 from .contact_sheet import Tile, contact_sheet
-from .jobs import run_jobs
+from .jobs import Advance, run_jobs
 from .samples import scan_chosen
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,24 +27,16 @@ Views = Callable[[RawSample], list[Pixels]]
 TILE_SIZE = 160
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShowJob:
-    """One sample to draw."""
-
-    dataset: Dataset
-    sample_id: int
-    views: Views | None
-
-
 def draw_samples(
     dataset: Dataset, *, sample_ids: Sequence[int], views: Views | None, workers: int = 1, report: Callable[[int], None] | None = None
 ) -> PIL.Image.Image:
     """The samples in a near-square grid; with `views` a row each, the sample as it is before what is made of it.
 
-    Samples that are damaged or cannot be decoded are shown as such. Raises `DataError` where the transforms refuse one.
+    Samples that are damaged or cannot be decoded are shown as such. Raises `DataError` where the transforms refuse one,
+    `UsageError` for a picture of too many pixels.
     """
-    jobs = [ShowJob(dataset=dataset, sample_id=sample_id, views=views) for sample_id in sample_ids]
-    rows = run_jobs(sample_tiles, jobs, workers=workers, report=report)
+    task = partial(sample_tiles, reader=SampleReader(dataset), classes=dataset.classes, views=views)
+    rows = run_jobs(task, sample_ids, workers=workers, report=report)
     if views is None:
         tiles = [tile for row in rows for tile in row]
         columns = math.ceil(math.sqrt(len(tiles)))
@@ -64,15 +56,17 @@ def random_samples(dataset: Dataset, *, num: int, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def sample_tiles(job: ShowJob, advance: Callable[[int], None]) -> list[Tile]:
+def sample_tiles(
+    sample_id: int, advance: Advance, *, reader: SampleReader, classes: tuple[str, ...] | None, views: Views | None
+) -> list[Tile]:
     """The tile of the sample itself, and one for each view."""
-    (sample,) = scan_chosen(SampleReader(job.dataset), [job.sample_id])
+    (sample,) = scan_chosen(reader, [sample_id])
     advance(1)
     if not isinstance(sample, RawSample):
-        return [Tile(image_HWC=None, caption=f"sample {job.sample_id} is damaged\n{sample.shard}")]
-    tiles = [_tile(sample, classes=job.dataset.classes)]
-    if job.views is not None and tiles[0].image_HWC is not None:
-        tiles += [Tile(image_HWC=image, caption=f"view {number}") for number, image in enumerate(job.views(sample))]
+        return [Tile(image_HWC=None, caption=f"sample {sample_id} is damaged\n{sample.shard}")]
+    tiles = [_tile(sample, classes=classes)]
+    if views is not None and tiles[0].image_HWC is not None:
+        tiles += [Tile(image_HWC=image, caption=f"view {number}") for number, image in enumerate(views(sample))]
     return tiles
 
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample, UnreadableSampleError
 
 from .atomic import replace_file
-from .jobs import Advance, run_jobs
-from .kept_results import Form, keeping
-from .key_hashes import KEY_DTYPE, KeyTable, Place, duplicate_keys, key_table
+from .jobs import Advance
+from .kept_results import Form, KeptFolder, kept_results
+from .key_hashes import KEY_DTYPE, Duplicates, KeyTable, Place, find_duplicates, key_table
 from .samples import Part, chosen, parts, scan_chosen
+from .shard_states import ShardStates
 
 NUM_CHANNELS = 3
 BYTE_EDGES = tuple(round(2 ** (step / 2)) for step in range(12, 61))
@@ -34,15 +36,6 @@ ASPECT_EDGES = tuple(2 ** (step / 4) for step in range(-8, 9))
 _SAMPLES_AT_ONCE = 64
 _LONGEST_LABEL = 1024
 _NUM_SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatsJob:
-    """Some samples to measure."""
-
-    dataset: Dataset
-    part: Part
-    fraction: float
 
 
 @dataclass(kw_only=True)
@@ -62,8 +55,10 @@ class Counts:
     aspect_histogram: Counter[int] = field(default_factory=Counter)
     pixel_values: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((NUM_CHANNELS, 256), np.int64))
     """For R, G, B: how often each value occurs, over all pixels of all images."""
-    unreadable: list[str] = field(default_factory=list)
-    """A sentence for each image that cannot be decoded and each sample that is damaged."""
+    num_unreadable: int = 0
+    """Images that cannot be decoded and samples that are damaged."""
+    unreadable: list[tuple[int, str]] = field(default_factory=list)
+    """The first few of each part: the sample's number and a sentence."""
 
     def add(self, other: "Counts") -> None:
         """Add what another part has counted."""
@@ -76,7 +71,14 @@ class Counts:
         self.side_histogram.update(other.side_histogram)
         self.aspect_histogram.update(other.aspect_histogram)
         self.pixel_values += other.pixel_values
+        self.num_unreadable += other.num_unreadable
         self.unreadable += other.unreadable
+
+    def add_unreadable(self, sample_id: int, reason: str) -> None:
+        """Count a sample that cannot be read, and remember it if it is one of the first."""
+        self.num_unreadable += 1
+        if len(self.unreadable) < _NUM_SHOWN:
+            self.unreadable.append((sample_id, reason))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,11 @@ class Stats:
     """A few keys that occur twice, with their shards."""
     num_duplicate_keys: int
     seconds: float
+
+    @property
+    def unreadable(self) -> list[str]:
+        """A sentence for each of the first samples that cannot be read."""
+        return [reason for _, reason in sorted(self.counts.unreadable)[:_NUM_SHOWN]]
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -105,38 +112,38 @@ def measure(
     dataset: Dataset,
     *,
     fraction: float = 1.0,
-    work: Path | None = None,
+    kept: KeptFolder | None = None,
     workers: int = 1,
     report: Callable[[int], None] | None = None,
 ) -> Stats:
     """Measure all samples or a share of them; `report(n)` is called with the number of samples done.
 
-    The result is the same for any number of workers. Damaged samples and images are counted, not raised. What is done is
-    kept in the folder `work` until all is.
+    The result is the same for any number of workers. Damaged samples and images are counted, not raised. Parts that `kept`
+    has the figures of, as their shards are now, are not read again. Needs about 12 bytes of memory a sample.
     """
     started = time.monotonic()
-    jobs = [StatsJob(dataset=dataset, part=part, fraction=fraction) for part in parts(dataset)]
-    with keeping(measure_part, folder=work, form=_MEASURED) as task:
-        measured = run_jobs(task, jobs, workers=workers, report=report)
-    counts = Counts()
-    for part_counts, _ in measured:
-        counts.add(part_counts)
-    duplicates = _duplicates(dataset, tables=[table for _, table in measured], numbers=[numbers(job) for job in jobs])
+    jobs = parts(dataset)
+    task = partial(measure_part, reader=SampleReader(dataset), fraction=fraction)
+    form = _form(ShardStates(dataset))
+    counts, tables = Counts(), dict[int, KeyTable]()
+    for number, (of_part, table) in kept_results(task, jobs, kept=kept or KeptFolder(), form=form, workers=workers, report=report):
+        counts.add(of_part)
+        tables[number] = table
+    duplicates = _duplicates(SampleReader(dataset), tables=[tables[number] for number in range(len(jobs))], jobs=jobs, fraction=fraction)
     return Stats(
         dataset=dataset,
         counts=counts,
-        duplicate_keys=tuple(duplicates[:_NUM_SHOWN]),
-        num_duplicate_keys=len(duplicates),
+        duplicate_keys=duplicates.sentences,
+        num_duplicate_keys=duplicates.count,
         seconds=time.monotonic() - started,
     )
 
 
-def measure_part(job: StatsJob, advance: Advance) -> tuple[Counts, KeyTable]:
+def measure_part(part: Part, advance: Advance, *, reader: SampleReader, fraction: float) -> tuple[Counts, KeyTable]:
     """Count one part; `advance(n)` is called as samples are done. The table has a row for every sample that was looked at."""
-    reader = SampleReader(job.dataset)
     counts = Counts()
     keys = []
-    wanted = numbers(job)
+    wanted = numbers(part, fraction=fraction)
     for start in range(0, len(wanted), _SAMPLES_AT_ONCE):
         chunk = wanted[start : start + _SAMPLES_AT_ONCE]
         for sample in scan_chosen(reader, chunk):
@@ -145,15 +152,15 @@ def measure_part(job: StatsJob, advance: Advance) -> tuple[Counts, KeyTable]:
                 _count(sample, counts=counts)
             else:
                 keys.append(f"\0{sample.sample_id}")  # no key is like it: what cannot be read repeats nothing
-                counts.unreadable.append(sample.reason)
+                counts.add_unreadable(sample.sample_id, sample.reason)
         advance(len(chunk))
-    advance(job.part.stop - job.part.first - len(wanted))
+    advance(part.stop - part.first - len(wanted))
     return counts, key_table(keys)
 
 
-def numbers(job: StatsJob) -> list[int]:
-    """The samples that a job looks at."""
-    return chosen(job.part, fraction=job.fraction, purpose="stats")
+def numbers(part: Part, *, fraction: float) -> Sequence[int]:
+    """The samples of a part that are looked at."""
+    return chosen(part, fraction=fraction, purpose="stats")
 
 
 def moments(histogram: Sequence[int]) -> tuple[float, float]:
@@ -185,7 +192,7 @@ def as_json(stats: Stats) -> dict[str, object]:
         "bytes_per_sample": {"edges": list(BYTE_EDGES), "counts": _filled(counts.byte_histogram, BYTE_EDGES)},
         "short_side": {"edges": list(SIDE_EDGES), "counts": _filled(counts.side_histogram, SIDE_EDGES)},
         "aspect_ratio": {"edges": list(ASPECT_EDGES), "counts": _filled(counts.aspect_histogram, ASPECT_EDGES)},
-        "unreadable": {"count": len(counts.unreadable), "first": counts.unreadable[:_NUM_SHOWN]},
+        "unreadable": {"count": counts.num_unreadable, "first": stats.unreadable},
         "duplicate_keys": {"count": stats.num_duplicate_keys, "first": list(stats.duplicate_keys)},
     }
 
@@ -219,7 +226,7 @@ def _count(sample: RawSample, *, counts: Counts) -> None:
     try:
         image_HWC = decode_image_member(sample, num_channels=NUM_CHANNELS)
     except UnreadableSampleError as error:
-        counts.unreadable.append(str(error))
+        counts.add_unreadable(sample.sample_id, str(error))
         return
     height, width = image_HWC.shape[:2]
     counts.num_images += 1
@@ -235,15 +242,12 @@ def _labels(text: bytes) -> list[str]:
     return parts if all(part.isdecimal() for part in parts) else [" ".join(parts)]
 
 
-def _duplicates(dataset: Dataset, *, tables: Sequence[KeyTable], numbers: Sequence[Sequence[int]]) -> list[str]:
-    reader = SampleReader(dataset)
-
+def _duplicates(reader: SampleReader, *, tables: Sequence[KeyTable], jobs: Sequence[Part], fraction: float) -> Duplicates:
     def read(place: Place) -> RawSample:
-        number = numbers[place.shard][place.row]
+        number = numbers(jobs[place.table], fraction=fraction)[place.row]
         return reader.read(number, number + 1)[0]
 
-    found = duplicate_keys(tables, read_key=lambda place: read(place).key)
-    return [f"{duplicate.key} in {' and '.join(read(place).shard for place in duplicate.places[:3])}" for duplicate in found]
+    return find_duplicates(tables, read_key=lambda place: read(place).key, name_place=lambda place: read(place).shard, num_named=_NUM_SHOWN)
 
 
 def _filled(histogram: Counter[int], edges: Sequence[float]) -> list[int]:
@@ -256,29 +260,35 @@ def label_order(label: str) -> tuple[int, str]:
     return (int(label), "") if label.isdecimal() else (1 << 62, label)
 
 
-def _result_name(job: StatsJob) -> str:
-    return f"{job.dataset.sha256[:32]}-{job.part.first}-{job.part.stop}-{job.fraction!r}.json"
-
-
-def _num_samples(job: StatsJob) -> int:
-    return job.part.stop - job.part.first
+def _form(states: ShardStates) -> Form[Part, tuple[Counts, KeyTable]]:
+    return Form(
+        name=lambda part: f"{part.first}-{part.stop}-{states.of(part.first, part.stop)}",
+        size=lambda part: part.stop - part.first,
+        encode=_encoded,
+        decode=lambda _, raw: _decoded(raw),
+        # Of a sample that is lost the table has a row all the same.
+        lasts=lambda measured: states.show_changes or measured[0].num_samples == len(measured[1]),
+    )
 
 
 def _encoded(measured: tuple[Counts, KeyTable]) -> bytes:
+    """A line of JSON, then the table as it is, a third of what it would take as text."""
     counts, table = measured
     values = {**vars(counts), "pixel_values": counts.pixel_values.tolist()}
     # Histograms have numbers for keys, which JSON objects cannot.
     lists = {name: sorted(value.items()) if isinstance(value, Counter) else value for name, value in values.items()}
-    return json.dumps({"counts": lists, "keys": table.tolist()}).encode()
+    return json.dumps({"num_rows": len(table), "counts": lists}).encode() + b"\n" + table.tobytes()
 
 
 def _decoded(raw: bytes) -> tuple[Counts, KeyTable]:
-    values = json.loads(raw)
+    head, _, rows = raw.partition(b"\n")
+    values = json.loads(head)
     counts = Counts(**values["counts"])
     for name in ("labels", "byte_histogram", "side_histogram", "aspect_histogram"):
         setattr(counts, name, Counter(dict(values["counts"][name])))
     counts.pixel_values = np.array(values["counts"]["pixel_values"], np.int64)
-    return counts, np.array([tuple(row) for row in values["keys"]], KEY_DTYPE)
-
-
-_MEASURED = Form(name=_result_name, size=_num_samples, encode=_encoded, decode=_decoded)
+    counts.unreadable = [(number, reason) for number, reason in values["counts"]["unreadable"]]
+    table = np.frombuffer(rows, KEY_DTYPE)
+    if len(table) != values["num_rows"]:
+        raise ValueError("cut short")
+    return counts, table

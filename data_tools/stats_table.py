@@ -29,7 +29,7 @@ def stats_rows(stats: Stats) -> list[tuple[str, str]]:
             ("mean of R, G, B", ", ".join(f"{value:.4f}" for value in stats.mean)),
             ("std of R, G, B", ", ".join(f"{value:.4f}" for value in stats.std)),
         ]
-    rows.append(("unreadable", _some(len(counts.unreadable), counts.unreadable)))
+    rows.append(("unreadable", _some(counts.num_unreadable, stats.unreadable)))
     rows.append(("duplicate keys", _some(stats.num_duplicate_keys, stats.duplicate_keys)))
     return rows
 

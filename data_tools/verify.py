@@ -4,34 +4,33 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from vitscale.config import DataError
-from vitscale.data.dataset import Dataset
+from vitscale.data.dataset import Dataset, ShardSpan
 from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.index import IndexTable, scan_samples
-from vitscale.data.manifest import Shard
 from vitscale.data.reader import SampleReader
-from vitscale.data.types import RawSample
+from vitscale.data.types import RawSample, UnreachableDataError
 from vitscale.data.ustar import MalformedTarError, parse_sample
 
 from .atomic import replace_file
-from .jobs import Advance, run_jobs
-from .kept_results import Form, keeping
+from .jobs import Advance
+from .kept_results import Form, KeptFolder, results_in_order
 from .range_file import RangeFile
 from .samples import Part, chosen, scan_chosen
+from .shard_states import ShardStates
 
 _NUM_SHOWN = 20
 _SAMPLES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyJob:
-    """One shard to check; `first_id` is the flat index of its first sample."""
+class Check:
+    """What is checked, and how closely. Picklable."""
 
     dataset: Dataset
-    shard: Shard
-    first_id: int
     fraction: float
     """1: every byte; less: this share of the samples, the same ones each time."""
     decodes: bool
@@ -73,7 +72,7 @@ def verify_dataset(
     *,
     fraction: float = 1.0,
     decodes: bool = False,
-    work: Path | None = None,
+    kept: KeptFolder | None = None,
     workers: int = 1,
     report: Callable[[int], None] | None = None,
 ) -> VerifyReport:
@@ -81,37 +80,39 @@ def verify_dataset(
 
     With `fraction` 1 the sha256 of every tar and index and the scan of every tar are compared with the manifest and the
     index, and every sample is parsed; with less only the crc32 of that share of the samples, and they are parsed.
-    `dataset` need not be sound: see `open_unchecked`. What is done is kept in the folder `work` until all is.
+    `dataset` need not be sound: see `open_unchecked`. Shards that `kept` has the report of, as they are now, are not read
+    again. Raises `UnreachableDataError` where a store does not answer, which is no damage.
     """
     started = time.monotonic()
-    jobs = [
-        VerifyJob(dataset=dataset, shard=shard, first_id=first_id, fraction=fraction, decodes=decodes)
-        for shard, first_id in zip(dataset.shards, dataset.shard_starts, strict=False)
-    ]
-    with keeping(verify_shard, folder=work, form=_REPORTS) as task:
-        shards = run_jobs(task, jobs, workers=workers, report=report)
+    spans = dataset.spans(0, dataset.num_samples)
+    task = partial(verify_shard, check=Check(dataset=dataset, fraction=fraction, decodes=decodes))
+    form = _form(ShardStates(dataset))
+    shards = results_in_order(task, spans, kept=kept or KeptFolder(), form=form, workers=workers, report=report)
     return VerifyReport(root=dataset.index_storage.root, shards=tuple(shards), seconds=time.monotonic() - started)
 
 
-def verify_shard(job: VerifyJob, advance: Advance) -> ShardReport:
-    """Check one shard; `advance(n)` is called as samples are done."""
-    shard = job.shard
+def verify_shard(span: ShardSpan, advance: Advance, *, check: Check) -> ShardReport:
+    """Check one whole shard; `advance(n)` is called as samples are done."""
+    shard = span.shard
     try:
-        size = job.dataset.storage.size(shard.name)
-        table = job.dataset.read_index(shard)
+        size = check.dataset.storage.size(shard.name)
+        table = check.dataset.read_index(shard)
+    except UnreachableDataError:
+        raise
     except DataError as error:
         advance(shard.num_samples)
-        return _report(job, num_checked=0, num_damaged=shard.num_samples, findings=[str(error)])
+        return _report(span, num_checked=0, num_damaged=shard.num_samples, findings=[str(error)])
     findings = [] if size == shard.bytes else [f"{shard.name}: {size} bytes, the manifest says {shard.bytes}."]
-    part = Part(first=job.first_id, stop=job.first_id + shard.num_samples)
-    numbers = chosen(part, fraction=job.fraction, purpose="verify")
-    if job.fraction == 1.0 and not findings:
-        findings += _whole_problems(job, table=table)
-    if job.fraction == 1.0 and not findings and not job.decodes:
+    part = Part(first=span.first_id, stop=span.first_id + shard.num_samples)
+    numbers = chosen(part, fraction=check.fraction, purpose="verify")
+    if check.fraction == 1.0 and not findings:
+        findings += _whole_problems(span, table=table, dataset=check.dataset)
+    if check.fraction == 1.0 and not findings and not check.decodes:
         advance(len(numbers))
-        return _report(job, num_checked=len(numbers), num_damaged=0, findings=findings)
-    damaged = _damaged_samples(job, numbers=numbers, advance=advance)
-    return _report(job, num_checked=len(numbers), num_damaged=len(damaged), findings=findings + damaged)
+        return _report(span, num_checked=len(numbers), num_damaged=0, findings=findings)
+    damaged = _damaged_samples(check, numbers=numbers, advance=advance)
+    advance(shard.num_samples - len(numbers))
+    return _report(span, num_checked=len(numbers), num_damaged=len(damaged), findings=findings + damaged)
 
 
 def write_report(report: VerifyReport, path: Path) -> None:
@@ -120,17 +121,19 @@ def write_report(report: VerifyReport, path: Path) -> None:
     replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def _whole_problems(job: VerifyJob, *, table: IndexTable) -> list[str]:
+def _whole_problems(span: ShardSpan, *, table: IndexTable, dataset: Dataset) -> list[str]:
     """What is wrong with the tar as a whole: found in one pass from front to back."""
-    shard = job.shard
-    path = f"{job.dataset.storage.root}/{shard.name}"
-    file = RangeFile(job.dataset.storage, shard.name)
+    shard = span.shard
+    path = f"{dataset.storage.root}/{shard.name}"
+    file = RangeFile(dataset.storage, shard.name)
     found: dict[int, tuple[int, int]] = {}
     try:
         for sample in scan_samples(file, path=path):
             parse_sample(memoryview(sample.raw))
             offset, length, crc = sample.row
             found[offset] = length, crc
+    except UnreachableDataError:
+        raise
     except (DataError, MalformedTarError) as error:
         return [str(error)]
     if file.sha256 != shard.sha256:
@@ -141,19 +144,18 @@ def _whole_problems(job: VerifyJob, *, table: IndexTable) -> list[str]:
     return []
 
 
-def _damaged_samples(job: VerifyJob, *, numbers: Sequence[int], advance: Advance) -> list[str]:
+def _damaged_samples(check: Check, *, numbers: Sequence[int], advance: Advance) -> list[str]:
     """A sentence for each of these samples that a run could not read."""
-    reader = SampleReader(job.dataset)
+    reader = SampleReader(check.dataset)
     damaged = []
     for start in range(0, len(numbers), _SAMPLES_AT_ONCE):
         chunk = numbers[start : start + _SAMPLES_AT_ONCE]
         for sample in scan_chosen(reader, chunk):
             if not isinstance(sample, RawSample):
                 damaged.append(sample.reason)
-            elif job.decodes and (problem := _image_problem(sample)):
+            elif check.decodes and (problem := _image_problem(sample)):
                 damaged.append(problem)
         advance(len(chunk))
-    advance(job.shard.num_samples - len(numbers))
     return damaged
 
 
@@ -167,16 +169,23 @@ def _image_problem(sample: RawSample) -> str | None:
     return None
 
 
-def _report(job: VerifyJob, *, num_checked: int, num_damaged: int, findings: Sequence[str]) -> ShardReport:
+def _report(span: ShardSpan, *, num_checked: int, num_damaged: int, findings: Sequence[str]) -> ShardReport:
     shown = tuple(findings[:_NUM_SHOWN])
-    more = (f"{job.shard.name}: {len(findings) - _NUM_SHOWN} more.",) if len(findings) > _NUM_SHOWN else ()
+    name = span.shard.name
+    more = (f"{name}: {len(findings) - _NUM_SHOWN} more.",) if len(findings) > _NUM_SHOWN else ()
     return ShardReport(
-        name=job.shard.name, num_samples=job.shard.num_samples, num_checked=num_checked, num_damaged=num_damaged, findings=shown + more
+        name=name, num_samples=span.shard.num_samples, num_checked=num_checked, num_damaged=num_damaged, findings=shown + more
     )
 
 
-def _result_name(job: VerifyJob) -> str:
-    return f"{job.dataset.sha256[:32]}-{job.first_id}-{job.fraction!r}-{job.decodes}.json"
+def _form(states: ShardStates) -> Form[ShardSpan, ShardReport]:
+    return Form(
+        name=lambda span: f"{span.first_id}-{states.of(span.first_id, span.first_id + 1)}.json",
+        size=lambda span: span.shard.num_samples,
+        encode=_encoded,
+        decode=lambda _, raw: _decoded(raw),
+        lasts=lambda report: states.show_changes or not report.findings,
+    )
 
 
 def _encoded(report: ShardReport) -> bytes:
@@ -186,10 +195,3 @@ def _encoded(report: ShardReport) -> bytes:
 def _decoded(raw: bytes) -> ShardReport:
     values = json.loads(raw)
     return ShardReport(**{**values, "findings": tuple(values["findings"])})
-
-
-def _num_samples(job: VerifyJob) -> int:
-    return job.shard.num_samples
-
-
-_REPORTS = Form(name=_result_name, size=_num_samples, encode=_encoded, decode=_decoded)

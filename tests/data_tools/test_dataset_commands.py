@@ -70,6 +70,21 @@ def test_verify_says_what_is_damaged_and_ends_with_10(dataset: Path, tmp_path: P
     assert run("verify", tmp_path / "out", "--decode")[1].startswith("1.tar: ok, 5 of 5")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify", "D", "--json", "F/x"], ["stats", "D", "--json", "F/x"], ["stats", "D", "--plots", "F/x"], ["show", "D", "--output", "F/x"]],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for module, name in (("verify", "verify_dataset"), ("stats", "measure"), ("show", "draw_samples")):
+        monkeypatch.setattr(f"vitscale_data_tools.{module}.{name}", lambda *_, **__: pytest.fail("worked first"))
+    (error,) = run(*(text.replace("D", str(dataset)).replace("F", str(tmp_path / "file")) for text in arguments), code=10)
+    assert f"{tmp_path}/file/x" in error
+    assert "cannot be written" in error
+
+
 def test_stats(dataset: Path, tmp_path: Path) -> None:
     lines = run("stats", dataset, "--json", tmp_path / "s.json", "--plots", tmp_path / "plots")
     assert lines[1].split(maxsplit=1) == ["samples", "12 in 2 shards, 0.1 MiB"]

@@ -89,6 +89,22 @@ def test_a_killed_command_looks_only_at_what_is_left(request_: DedupRequest, mon
     assert not request_.work.exists()
 
 
+def test_killed_before_the_list_was_written_it_replaces_what_lies_beside_it(
+    request_: DedupRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(request_, sheet=tmp_path / "pairs.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_removal_lines", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            dedup(request)
+    assert request.pairs_path.exists()
+    assert (tmp_path / "pairs.png").exists()
+    dedup(request)
+    assert len(removed(request)) == 5
+    with pytest.raises(UsageError, match="exists already"):
+        dedup(replace(request, sheet=None, output=tmp_path / "pairs.png"))
+
+
 def test_unreadable_images_are_counted_and_compared_by_their_bytes(tmp_path: Path) -> None:
     pack(tmp_path, [{"jpg": data} for data in (b"x", b"y", b"x", jpeg(picture(0)))], samples_per_shard=4)
     request = DedupRequest(dataset=open_dataset(tmp_path), against=(), output=tmp_path / "list", sheet=tmp_path / "s.png")

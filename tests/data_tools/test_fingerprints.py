@@ -1,4 +1,4 @@
-"""What rows agree on: bytes, pixels, and the picture; and that a killed command's rows are used again."""
+"""What rows agree on: bytes, pixels, and the picture; and that rows which were kept are the same rows."""
 
 import io
 from pathlib import Path
@@ -11,8 +11,9 @@ import pytest
 from tests.data.packed import pack
 from tests.data_tools.test_perceptual_hash import picture
 from vitscale.config import DataError
-from vitscale_data_tools import fingerprints as module
-from vitscale_data_tools.fingerprints import FingerprintJob, Fingerprints, fingerprint_part
+from vitscale.data.reader import SampleReader
+from vitscale_data_tools.atomic import encode_array
+from vitscale_data_tools.fingerprints import FingerprintJob, Fingerprints, decode_rows, fingerprint_part
 from vitscale_data_tools.key_hashes import key_hash
 from vitscale_data_tools.samples import Part
 
@@ -27,10 +28,10 @@ def png(pixels: np.ndarray, *, note: str = "") -> bytes:
 
 def rows(folder: Path, images: list[bytes]) -> Fingerprints:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "work").mkdir()
     dataset = pack(folder, [{"png": image} for image in images], samples_per_shard=3)
     advanced: list[int] = []
-    table = fingerprint_part(FingerprintJob(dataset=dataset, part=Part(first=0, stop=len(images)), work=folder / "work"), advanced.append)
+    job = FingerprintJob(set_number=0, part=Part(first=0, stop=len(images)))
+    table = fingerprint_part(job, advanced.append, readers=[SampleReader(dataset)])
     assert sum(advanced) == len(images)
     return table
 
@@ -67,18 +68,16 @@ def test_grey_and_colour_of_the_same_pixels_are_the_same(tmp_path: Path) -> None
     assert table["bytes_high"][0] != table["bytes_high"][1]
 
 
-def test_finished_rows_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "work").mkdir()
-    dataset = pack(tmp_path, [{"png": png(picture(number))} for number in range(4)], samples_per_shard=4)
-    job = FingerprintJob(dataset=dataset, part=Part(first=1, stop=4), work=tmp_path / "work")
-    first = fingerprint_part(job, lambda _: None)
-    monkeypatch.setattr(module, "fingerprint", lambda _: pytest.fail("looked at again"))
-    assert np.array_equal(fingerprint_part(job, lambda _: None), first)
-    assert [path.suffixes for path in (tmp_path / "work").iterdir()] == [[".npy"]]
+def test_rows_are_read_back_and_nothing_else_is(tmp_path: Path) -> None:
+    table = rows(tmp_path, [png(picture(number)) for number in range(4)])
+    assert np.array_equal(decode_rows(encode_array(table)), table)
+    for raw in (b"", b"\x93NUMPY", encode_array(table)[:-3], encode_array(np.zeros(3))):
+        with pytest.raises(ValueError, match=r"."):
+            decode_rows(raw)
 
 
 def test_a_sample_without_an_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
     dataset = pack(tmp_path, [{"txt": b"a"}], samples_per_shard=1)
+    job = FingerprintJob(set_number=0, part=Part(first=0, stop=1))
     with pytest.raises(DataError, match=r"train-00000\.tar: sample '000000' has no image"):
-        fingerprint_part(FingerprintJob(dataset=dataset, part=Part(first=0, stop=1), work=tmp_path / "work"), lambda _: None)
+        fingerprint_part(job, lambda _: None, readers=[SampleReader(dataset)])

@@ -1,6 +1,7 @@
 """Which samples are drawn, what their tiles say, and that damage is drawn instead of raised."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from tests.data.packed import pack, pack_images
 from tests.data_tools.test_fingerprints import png
 from tests.data_tools.test_perceptual_hash import picture
 from vitscale.data.dataset import Dataset, open_dataset
+from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
-from vitscale_data_tools.show import ShowJob, draw_samples, random_samples, sample_tiles
+from vitscale_data_tools.show import draw_samples, random_samples, sample_tiles
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,8 @@ def test_every_sample_has_the_same_chance(dataset: Dataset) -> None:
 
 
 def captions(dataset: Dataset, *, views: object = None) -> list[list[str]]:
-    jobs = [ShowJob(dataset=dataset, sample_id=sample_id, views=views) for sample_id in range(dataset.num_samples)]  # type: ignore[arg-type]
-    return [[tile.caption for tile in sample_tiles(job, lambda _: None)] for job in jobs]
+    task = partial(sample_tiles, reader=SampleReader(dataset), classes=dataset.classes, views=views)  # type: ignore[arg-type]
+    return [[tile.caption for tile in task(sample_id, lambda _: None)] for sample_id in range(dataset.num_samples)]
 
 
 def two_views(sample: RawSample) -> list[np.ndarray]:

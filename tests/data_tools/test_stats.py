@@ -108,7 +108,8 @@ def test_what_cannot_be_read_is_counted(tmp_path: Path) -> None:
     (tmp_path / "train-00001.tar").write_bytes(raw)
     stats = measure(open_dataset(tmp_path))
     assert (stats.counts.num_samples, stats.counts.num_images, stats.counts.num_labelled) == (3, 1, 2)
-    assert ["'000001'" in stats.counts.unreadable[0], "sample 3 " in stats.counts.unreadable[1]] == [True, True]
+    assert ["'000001'" in stats.unreadable[0], "sample 3 " in stats.unreadable[1]] == [True, True]
+    assert stats.counts.num_unreadable == 2
 
 
 def test_several_labels_count_each(tmp_path: Path) -> None:
@@ -123,15 +124,24 @@ def test_duplicate_keys_are_named(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{name}.tar", {key: {"txt": name.encode()} for key in keys})
     write_index(plan_index(IndexRequest(source=str(tmp_path), allow_duplicate_keys=True)))
     stats = measure(open_dataset(tmp_path))
-    assert (stats.num_duplicate_keys, stats.duplicate_keys) == (1, ("x in a.tar and b.tar",))
+    assert (stats.num_duplicate_keys, stats.duplicate_keys) == (1, ("'x' in a.tar and b.tar",))
 
 
 def test_counts_add_up() -> None:
     one, two = Counts(num_samples=1, num_bytes=5), Counts(num_samples=2, num_bytes=7)
-    one.labels["a"], two.labels["a"], two.unreadable = 1, 2, ["x"]
+    one.labels["a"], two.labels["a"] = 1, 2
+    two.add_unreadable(7, "x")
     two.pixel_values[0, 3] = 9
     one.add(two)
-    assert (one.num_samples, one.num_bytes, one.labels["a"], one.unreadable, one.pixel_values[0, 3]) == (3, 12, 3, ["x"], 9)
+    assert (one.num_samples, one.num_bytes, one.labels["a"], one.pixel_values[0, 3]) == (3, 12, 3, 9)
+    assert (one.num_unreadable, one.unreadable) == (1, [(7, "x")])
+
+
+def test_of_many_unreadable_samples_the_first_are_named(tmp_path: Path) -> None:
+    dataset = pack(tmp_path, [{"png": b"no image"}] * 30, samples_per_shard=30)
+    stats = measure(dataset)
+    assert stats.counts.num_unreadable == 30
+    assert [sentence.split("'")[1] for sentence in stats.unreadable] == [f"{number:06d}" for number in range(5)]
 
 
 def test_quantiles_by_edges() -> None:

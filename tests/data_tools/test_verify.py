@@ -15,7 +15,8 @@ from vitscale.data.dataset import Dataset, open_dataset, open_unchecked
 from vitscale.data.index import encode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, encode_manifest
 from vitscale.data.reader import SampleReader
-from vitscale.data.types import LostSample
+from vitscale.data.storage.storage import LocalStorage
+from vitscale.data.types import LostSample, UnreachableDataError
 from vitscale_data_tools.index_dataset import IndexRequest, plan_index, write_index
 from vitscale_data_tools.verify import VerifyReport, verify_dataset, write_report
 
@@ -162,6 +163,18 @@ def test_a_share_finds_a_share(packed: Path, tmp_path: Path) -> None:
     report = verify(tmp_path, fraction=0.3)
     assert report.num_damaged == report.shards[1].num_checked > 0
     assert report.shards == verify(tmp_path, fraction=0.3).shards
+
+
+@pytest.mark.parametrize("method", ["size", "read_range"])
+def test_a_store_that_does_not_answer_is_no_damage(packed: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Else a network that is down would be reported, and remembered, as a data set that is lost."""
+
+    def silent(*_: object, **__: object) -> None:
+        raise UnreachableDataError("no answer")
+
+    monkeypatch.setattr(LocalStorage, method, silent)
+    with pytest.raises(UnreachableDataError):
+        verify(packed)
 
 
 def test_long_lists_of_findings_are_cut(tmp_path: Path) -> None:
