@@ -97,7 +97,7 @@ def test_torn_lines_are_told(tmp_path: Path) -> None:
     assert any("1 line of" in note for note in read_goodput(tmp_path).notes)
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("a file"), lambda path: path.mkdir()])
+@pytest.mark.parametrize("make", [lambda _: None, lambda path: path.write_text("a file"), lambda path: path.mkdir()])
 def test_what_is_no_run_is_a_usage_error(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "run")
     with pytest.raises(UsageError, match="give the folder of a run that was started"):
