@@ -50,7 +50,7 @@ def test_what_was_read_is_not_fetched_again(folder: Path) -> None:
     whole = content(1)
     assert storage.read_range("1.tar", offset=BLOCK + 5, length=BLOCK) == whole[BLOCK + 5 : 2 * BLOCK + 5]
     assert storage.io_counters() == {
-        "reads": 1, "bytes_read": 2 * BLOCK, "cache_hits": 0, "cache_misses": 2, "cache_failures": 0,
+        "reads": 1, "bytes_read": 2 * BLOCK, "retries": 0, "cache_hits": 0, "cache_misses": 2, "cache_failures": 0,
     }  # fmt: skip
     assert storage.read_range("1.tar", offset=0, length=4 * BLOCK) == whole[: 4 * BLOCK]
     counters = storage.io_counters()

@@ -1,21 +1,32 @@
 """The one seam through which data sets are read: byte ranges of named files under a root."""
 
+import contextlib
 import os
-import threading
-from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 from vitscale.config import DataError
 from vitscale.data.storage.io_counters import IoCounters
+from vitscale.data.storage.local_errors import classify_local
 from vitscale.data.storage.object_store import ObjectStorage
+from vitscale.data.storage.open_files import OpenFiles
+from vitscale.data.storage.retry import GaveUpError, RetryPolicy, retry
 from vitscale.data.storage.store_address import is_address
+from vitscale.data.types import UnreachableDataError
 
-_OPEN_FILES = 64
+T = TypeVar("T")
+
+# About five seconds at most. More would not help: a network file system has been patient by itself before it reports an error.
+_POLICY = RetryPolicy(num_tries=8, first_pause_seconds=0.05, longest_pause_seconds=2.0, total_seconds=60.0)
 
 
 class Storage(Protocol):
-    """Files of one data set, read by name. Picklable; safe to use from threads and after a fork."""
+    """Files of one data set, read by name. Picklable; safe to use from threads and after a fork.
+
+    Reading raises `DataError` where bytes are gone, which training replaces, and `UnreachableDataError`, a kind of it that stops
+    the run, for whatever else keeps them from being read.
+    """
 
     @property
     def root(self) -> str:
@@ -60,40 +71,30 @@ def open_storage(root: str | Path) -> Storage:
 
 
 class LocalStorage:
-    """Files of a local folder, with a small cache of open files."""
+    """Files of a local folder, or of one that a network file system mounts, a few of them kept open.
 
-    def __init__(self, root: Path) -> None:
+    What may pass (a process out of descriptors, a server that restarts) is waited for a little; see `local_errors`.
+    """
+
+    def __init__(self, root: Path, *, policy: RetryPolicy = _POLICY) -> None:
         self._root = root
-        self._counters = IoCounters("reads", "bytes_read")
-        self._forget()
+        self._policy = policy
+        self._counters = IoCounters("reads", "bytes_read", "retries")
+        self._files = OpenFiles(root)
 
     @property
     def root(self) -> str:
         return str(self._root)
 
     def size(self, name: str) -> int:
-        try:
-            return os.stat(f"{self._root}/{name}").st_size  # not Path: opening a data set asks for every file
-        except OSError as error:
-            raise self._unreadable(name, error) from None
+        # Not Path: opening a data set asks for every file.
+        return self._patiently(name, lambda: os.stat(f"{self._root}/{name}").st_size)
 
     def read_file(self, name: str) -> bytes:
-        try:
-            return (self._root / name).read_bytes()
-        except OSError as error:
-            raise self._unreadable(name, error) from None
+        return self._patiently(name, (self._root / name).read_bytes)
 
     def read_range(self, name: str, *, offset: int, length: int) -> bytes:
-        try:
-            file = self._open(name)
-            data = os.pread(file.descriptor, length, offset)
-            while len(data) < length:  # one call returns at most 2 GiB
-                more = os.pread(file.descriptor, length - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-        except OSError as error:
-            raise self._unreadable(name, error) from None
+        data = self._patiently(name, lambda: self._range(name, offset=offset, length=length))
         if len(data) != length:
             raise DataError(
                 f"{self._root / name}: cut short, {len(data)} of the {length} bytes at offset {offset} are there. "
@@ -103,51 +104,62 @@ class LocalStorage:
         return data
 
     def read_again(self, name: str, *, offset: int, length: int) -> bytes:
+        self._files.drop(name)
+        self._counters.add(retries=1)
         return self.read_range(name, offset=offset, length=length)
 
     def list_names(self, suffix: str) -> list[str]:
-        try:
-            paths = [path for path in self._root.rglob(f"*{suffix}") if path.is_file()]
-        except OSError as error:
-            raise self._unreadable("", error) from None
-        return sorted(path.relative_to(self._root).as_posix() for path in paths)
+        return self._patiently("", lambda: sorted(self._names(suffix)))
 
     def io_counters(self) -> dict[str, int]:
         return self._counters.values()
 
-    def __reduce__(self) -> tuple[type["LocalStorage"], tuple[Path]]:
-        return LocalStorage, (self._root,)
+    def __reduce__(self) -> tuple[Callable[..., "LocalStorage"], tuple[Path, RetryPolicy]]:
+        return _restore, (self._root, self._policy)
 
-    def _open(self, name: str) -> "_OpenFile":
-        if self._process != os.getpid():
-            self._forget()
-        with self._lock:
-            file = self._files.pop(name, None) or _OpenFile(self._root / name)
-            self._files[name] = file
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)
-            return file
+    def _range(self, name: str, *, offset: int, length: int) -> bytes:
+        """The bytes of the range as far as the file reaches."""
+        file = self._files.get(name)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                data = file.read(offset=offset, length=length)
+                if len(data) == length:
+                    return data
+            # A descriptor stays with what it was opened for: the file may have been replaced since, or its server restarted.
+            self._files.drop(name)
+        return self._files.open(name).read(offset=offset, length=length)
 
-    def _forget(self) -> None:
-        """Start with an empty cache; after a fork also with a lock that no thread of the parent can be holding."""
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+    def _names(self, suffix: str) -> Iterator[str]:
+        def fail(error: OSError) -> NoReturn:  # by default a folder that cannot be listed is passed over
+            raise error
 
-    def _unreadable(self, name: str, error: OSError) -> DataError:
-        return DataError(
-            f"{self._root / name}: cannot be read: {error.strerror}. "
-            "Check the data set's path, restore the file from a copy or pack the data set again."
-        )
+        for folder, _, files in os.walk(self._root, onerror=fail):
+            for file in files:
+                path = Path(folder, file)
+                if file.endswith(suffix) and path.is_file():
+                    yield path.relative_to(self._root).as_posix()
+
+    def _patiently(self, name: str, read: Callable[[], T]) -> T:
+        """The result of `read`, called again while what fails may pass. Raises `DataError`, `UnreachableDataError`."""
+
+        def attempt() -> T:
+            try:
+                return read()
+            except OSError as error:
+                raise classify_local(error, root=self._root, name=name) from None
+
+        def prepare_retry() -> None:
+            self._counters.add(retries=1)
+            self._files.clear()  # ours may be the descriptors that ran out, and those of a server that restarted are stale
+
+        try:
+            return retry(attempt, policy=self._policy, on_retry=prepare_retry)
+        except GaveUpError as error:
+            raise UnreachableDataError(
+                f"{self._root / name}: could not be read: {error}. The file may well be whole: look after the limits of this process "
+                "(ulimit -n), the rights and the mount, then start the same command again."
+            ) from None
 
 
-class _OpenFile:
-    """A descriptor that is closed with its last user, so that dropping it from the cache cannot close it under a reader."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
+def _restore(root: Path, policy: RetryPolicy) -> LocalStorage:
+    return LocalStorage(root, policy=policy)
