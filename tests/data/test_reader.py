@@ -1,6 +1,7 @@
 """Reading by range against WebDataset's and Python's own readers, and damage: every flipped bit and every cut is found."""
 
 import hashlib
+import os
 import pickle
 import tarfile
 import zlib
@@ -13,13 +14,15 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.data.fault_proxy import FaultProxy, Status
 from tests.data.packed import pack, pack_images
+from tests.data.range_server import RangeServer
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, open_dataset
 from vitscale.data.index import encode_index, index_name
 from vitscale.data.reader import SampleReader
 from vitscale.data.storage.storage import LocalStorage
-from vitscale.data.types import RawSample, UnreachableDataError
+from vitscale.data.types import LostSample, RawSample, UnreachableDataError
 
 NUM_SAMPLES = 23
 
@@ -152,3 +155,36 @@ def test_a_store_that_does_not_answer_loses_nothing(tmp_path: Path) -> None:
     reader = SampleReader(replace(dataset, storage=Silent(tmp_path)))
     with pytest.raises(UnreachableDataError, match="14 tries"):
         list(reader.scan(0, 5, epoch=0))
+
+
+@pytest.mark.usefixtures("dataset")
+def test_credentials_that_expire_lose_nothing(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with RangeServer(files) as server, FaultProxy(server.port) as proxy:
+        reader = SampleReader(open_dataset(proxy.url))
+        assert len(list(reader.scan(0, 9, epoch=0))) == 9
+        proxy.inject([Status(403, b"")])
+        with pytest.raises(UnreachableDataError, match="HTTP 403"):
+            list(reader.scan(0, 9, epoch=0))
+        proxy.inject([Status(404, b"")])
+        assert [type(sample) for sample in reader.scan(0, 9, epoch=0)] == [LostSample] * 9
+
+
+def test_a_descriptor_that_someone_else_closed_loses_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    """A bug of any library in the process may do that; the number then names whatever is opened next."""
+    reader = SampleReader(dataset)
+    expected = contents(reader.read(0, 9))
+    (number,) = [fd for fd in os.listdir("/proc/self/fd") if _target(fd) == str(tmp_path / dataset.shards[0].name)]
+    (tmp_path / "other").write_bytes(bytes(10**6))
+    other = os.open(tmp_path / "other", os.O_RDONLY)
+    os.dup2(other, int(number))
+    os.close(other)
+    assert contents(reader.read(0, 9)) == expected
+    assert reader.io_counters()["retries"] == 9
+
+
+def _target(descriptor: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except FileNotFoundError:
+        return ""

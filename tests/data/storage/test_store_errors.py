@@ -72,3 +72,29 @@ def test_credentials_that_only_a_cloud_s_machine_could_have() -> None:
     refused = classify(OSError(f"{asked} - Server returned non-2xx status code: 404 Not Found"))
     assert isinstance(refused, RefusedError)
     assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in explain(refused, address=_ADDRESS, place="s3://bucket/set")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_loss"),
+    [
+        (_answer(404, "NoSuchKey"), True),
+        (_answer(404), True),
+        (FileNotFoundError("gone"), True),
+        (_answer(410), True),
+        (_answer(416, "InvalidRange"), True),
+        (_answer(404, "NoSuchBucket"), False),
+        (_answer(404, "ContainerNotFound"), False),
+        (_answer(403, "AccessDenied"), False),
+        (_answer(400, "ExpiredToken"), False),
+        (_answer(401), False),
+        (_answer(301, "PermanentRedirect"), False),
+        (_answer(400), False),
+        (OSError("kind: Connect,\n error: InvalidCertificate(UnknownIssuer)"), False),
+        (OSError("NotPartial"), False),
+        (ValueError("bad path"), False),
+    ],
+)
+def test_only_a_file_that_is_not_there_or_too_short_is_lost(error: Exception, is_loss: bool) -> None:
+    result = classify(error)
+    assert isinstance(result, RefusedError)
+    assert result.is_loss is is_loss

@@ -139,7 +139,7 @@ class ObjectStorage:
         if _runtime_process is None:
             _runtime_process = os.getpid()
         if _runtime_process != os.getpid():
-            raise DataError(
+            raise UnreachableDataError(
                 f"{self.root}: this process was forked from one that had read from an object store, and the client's threads do not "
                 "survive that. Start processes that read with the start method spawn or forkserver."
             )
@@ -151,7 +151,9 @@ class ObjectStorage:
         return f"{self.root}/{name}" if name else self.root
 
     def _explained(self, name: str, refused: RefusedError) -> DataError:
-        return DataError(explain(refused, address=self._address, place=self._place(name)))
+        """Only what says that the bytes are gone is a loss: credentials that expire or a bucket out of reach leave them whole."""
+        kind = DataError if refused.is_loss else UnreachableDataError
+        return kind(explain(refused, address=self._address, place=self._place(name)))
 
 
 def _restore(root: str, policy: RetryPolicy, timeouts: Timeouts) -> ObjectStorage:
@@ -190,7 +192,9 @@ def _connect(address: Address, obstore: ModuleType, *, timeouts: Timeouts) -> An
     except (obstore.exceptions.BaseError, ValueError, OSError):
         # The error's own text may quote the setting that it dislikes, which may be a key.
         remedy = f"Set {CREDENTIALS[address.scheme]}" if address.scheme in CREDENTIALS else "Check the address"
-        raise DataError(f"{address.url}: the settings for this store in the environment are incomplete or wrong. {remedy}.") from None
+        raise UnreachableDataError(
+            f"{address.url}: the settings for this store in the environment are incomplete or wrong. {remedy}."
+        ) from None
 
 
 def _milliseconds(seconds: float) -> str:

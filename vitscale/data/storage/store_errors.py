@@ -10,6 +10,7 @@ _TRANSIENT_STATUS = frozenset({408, 425, 429})
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "ServerBusy", "OperationTimedOut"})
 _CREDENTIAL_CODES = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"})
 _BUCKET_CODES = frozenset({"NoSuchBucket", "ContainerNotFound"})
+_LOSS_STATUS = frozenset({404, 410, 416})
 
 # Where clouds hand credentials to their own machines; asked when the environment holds none, and silent everywhere else.
 _METADATA_HOSTS = re.compile(r"https?://(169\.254\.169\.254|169\.254\.170\.2|metadata\.google\.internal|metadata)\b")
@@ -23,6 +24,11 @@ class RefusedError(Exception):
         super().__init__(status, code)
         self.status = status
         self.code = code
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it says that bytes of the file are gone; all else is mended elsewhere than in the data."""
+        return self.status in _LOSS_STATUS and self.code not in _BUCKET_CODES
 
     @property
     def answer(self) -> str:
@@ -69,6 +75,7 @@ def explain(refused: RefusedError, *, address: Address, place: str) -> str:
     known = {
         None: "not a name that this store can hold. Check the data set's address",
         200: "this server does not answer ranges of a file, which reading needs. Use a server that does, such as nginx",
+        410: "no longer there. Check the data set's address, restore the file from a copy or pack the data set again",
         404: "no such file. Check the data set's address, restore the file from a copy or pack the data set again",
         416: "cut short, the file ends before the bytes that were asked for. Restore it from a copy or pack the data set again",
     }
