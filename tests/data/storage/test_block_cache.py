@@ -4,7 +4,11 @@ import logging
 import os
 import pickle
 import resource
+import signal
+import struct
 import subprocess
+import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,7 +132,8 @@ def test_a_wrong_count_of_bytes_is_corrected(tmp_path: Path, state: str) -> None
     elif state == "too high":  # a writer was killed between its reservation and its file
         cache._reserve(FILE_BYTES, path=tmp_path / "none")
     else:  # a file came back that had been counted out
-        cache._release(FILE_BYTES)
+        used, _ = struct.unpack("<QI", raw)
+        usage.write_bytes(struct.pack("<QI", used - FILE_BYTES, zlib.crc32(struct.pack("<Q", used - FILE_BYTES))))
     for number in range(4, 12):
         cache.put(_key(number), _payload(number))
     slip = FILE_BYTES if state == "too low" else 0
@@ -149,6 +154,53 @@ def test_what_a_killed_writer_left_is_counted_and_evicted(tmp_path: Path) -> Non
         cache.put(_key(number), _payload(number))
     assert not torn.exists()
     assert _used(tmp_path) <= 3 * FILE_BYTES
+
+
+def test_what_another_process_is_writing_counts_with_all_its_bytes(tmp_path: Path) -> None:
+    slow, cache = (BlockCache(tmp_path, max_bytes=4 * FILE_BYTES) for _ in range(2))
+    for number in (2, 3):
+        cache.put(_key(number), _payload(number))
+    path = slow._path(_key(1))
+    path.parent.mkdir()
+    begun = slow._reserve(FILE_BYTES, path=path)
+    assert begun is not None
+    for number in (4, 5):  # the second has to make room
+        cache.put(_key(number), _payload(number))
+    assert begun.exists()
+    slow._write(begun, encode_block(_payload(1), key=_key(1)), path=path)
+    assert _get(cache, 1) == _payload(1)
+    assert _used(tmp_path) <= 4 * FILE_BYTES
+
+
+def test_what_is_evicted_while_it_is_written_is_counted_out_once(tmp_path: Path) -> None:
+    slow, cache = (BlockCache(tmp_path, max_bytes=4 * FILE_BYTES) for _ in range(2))
+    path = slow._path(_key(1))
+    path.parent.mkdir()
+    begun = slow._reserve(FILE_BYTES, path=path)
+    assert begun is not None
+    for number in range(2, 12):
+        cache.put(_key(number), _payload(number))
+    assert not begun.exists()
+    slow._write(begun, encode_block(_payload(1), key=_key(1)), path=path)
+    for number in range(12, 30):
+        cache.put(_key(number), _payload(number))
+        assert _used(tmp_path) <= 4 * FILE_BYTES
+
+
+def test_a_child_that_was_forked_while_the_lock_was_held_does_not_keep_it(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, max_bytes=10**6)
+    cache.put(_key(1), _payload(1))
+    with cache._locked():
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        cache.put(_key(2), _payload(2))
+        assert _get(cache, 2) == _payload(2)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:

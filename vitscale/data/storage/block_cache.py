@@ -60,9 +60,10 @@ class _Entry:
 class BlockCache:
     """Blocks by key (32 bytes). Picklable; for threads, forks and any number of processes at once.
 
-    A shared count of bytes, changed under a file lock, is raised before a block is written: files and reservations stay
-    within `max_bytes`. When they would not, the folder is scanned (which also corrects the count after a kill) and the blocks
-    used longest ago go. Blocks appear by an atomic rename; a read does not lock.
+    A block begins as a temporary file of its full size, made while a shared count of bytes is raised under a file lock, so that
+    what is written and what is only promised stay within `max_bytes` together. When they would not, the folder is scanned (which
+    also corrects the count after a kill) and the blocks used longest ago go. Blocks appear by an atomic rename; a read does not
+    lock.
     """
 
     def __init__(self, folder: str | Path, *, max_bytes: int) -> None:
@@ -98,8 +99,9 @@ class BlockCache:
         path = self._path(key)
         try:
             os.makedirs(path.parent, mode=0o700, exist_ok=True)
-            if self._reserve(len(data), path=path):
-                self._write(path, data)
+            temporary = self._reserve(len(data), path=path)
+            if temporary is not None:
+                self._write(temporary, data, path=path)
         except OSError as error:
             self._pause(error)
             return False
@@ -107,11 +109,7 @@ class BlockCache:
 
     def drop(self, key: bytes) -> None:
         """Forget a block."""
-        path = self._path(key)
-        with contextlib.suppress(OSError):
-            num_bytes = path.stat().st_size
-            path.unlink()
-            self._release(num_bytes)
+        self._remove(self._path(key))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (str(self._folder), self._max_bytes)
@@ -126,10 +124,30 @@ class BlockCache:
         with contextlib.suppress(OSError):
             os.utime(descriptor, ns=(now, now))
 
-    def _write(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    def _reserve(self, num_bytes: int, *, path: Path) -> Path | None:
+        """A file of `num_bytes` to write the block to, evicting for it. None where the block is there already, too big, or the
+        lock is busy."""
+        if num_bytes > self._max_bytes:
+            return None
+        with self._locked() as usage:
+            if usage is None or path.exists():
+                return None
+            used = _read_usage(usage)
+            if used is None or used + num_bytes > self._max_bytes:
+                used = self._evict(num_bytes)
+            # Before the file is made: a kill in between leaves the count too high, which the next scan corrects.
+            _write_usage(usage, used + num_bytes)
+            temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+            try:
+                _create(temporary, num_bytes)
+            except OSError:
+                _write_usage(usage, used)
+                raise
+            return temporary
+
+    def _write(self, temporary: Path, data: bytes, *, path: Path) -> None:
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 written = 0
                 while written < len(data):
@@ -138,30 +156,18 @@ class BlockCache:
             finally:
                 os.close(descriptor)
             os.rename(temporary, path)
-        except FileNotFoundError:  # evicted as it was being written, or someone removed the folder
-            self._release(len(data))
+        except FileNotFoundError:
+            pass  # evicted as it was being written, and counted out by who did that; or someone removed the folder
         except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            self._release(len(data))
+            self._remove(temporary)
             raise
 
-    def _reserve(self, num_bytes: int, *, path: Path) -> bool:
-        """Count `num_bytes` as used, evicting for them. False where the block is there already, too big, or the lock is busy."""
-        if num_bytes > self._max_bytes:
-            return False
-        with self._locked() as usage:
-            if usage is None or path.exists():
-                return False
-            used = _read_usage(usage)
-            if used is None or used + num_bytes > self._max_bytes:
-                used = self._evict(num_bytes)
-            _write_usage(usage, used + num_bytes)
-            return True
-
-    def _release(self, num_bytes: int) -> None:
-        """Take a reservation back. If the lock is busy the count stays too high, until the next scan corrects it."""
+    def _remove(self, path: Path) -> None:
+        """Delete a file and count it out. Where the lock is busy the count stays too high, until the next scan corrects it: one
+        that is under way may have counted the file or not."""
         with contextlib.suppress(OSError), self._locked() as usage:
+            num_bytes = path.stat().st_size
+            path.unlink()
             used = None if usage is None else _read_usage(usage)
             if usage is not None and used is not None:
                 _write_usage(usage, max(0, used - num_bytes))
@@ -199,9 +205,13 @@ class BlockCache:
     def _locked(self) -> Iterator[int | None]:
         """The descriptor of the shared count, locked; None while another process evicts: nobody waits for the disk to be tidied."""
         descriptor = os.open(self._folder / _USAGE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        is_locked = _try_lock(descriptor)
         try:
-            yield descriptor if _try_lock(descriptor) else None
+            yield descriptor if is_locked else None
         finally:
+            if is_locked:
+                # Closing alone would not do: a child forked meanwhile shares the lock, and would keep it as long as it lives.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _pause(self, error: OSError) -> None:
@@ -218,6 +228,18 @@ class BlockCache:
 
 def _restore(folder: str, max_bytes: int) -> BlockCache:
     return BlockCache(folder, max_bytes=max_bytes)
+
+
+def _create(path: Path, num_bytes: int) -> None:
+    """A file of zeros that counts with all its bytes in a scan of another process, and takes no room yet."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, num_bytes)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int) -> bool:
