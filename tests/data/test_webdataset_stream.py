@@ -7,10 +7,9 @@ import pickle
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +18,10 @@ import webdataset
 from tests.data.fault_proxy import FaultProxy, Status, Truncate
 from tests.data.packed import png_bytes
 from tests.data.range_server import RangeServer
+from tests.data.topologies import as_workers
 from tests.train.tiny_run import events, pack_tiny, sample_ids, tiny_values
 from vitscale import api
 from vitscale.config import ConfigError, DataError, StopRequested, decode
-from vitscale.data import webdataset_stream
 from vitscale.data.config import StreamConfig
 from vitscale.data.demand import Demand
 from vitscale.data.images.transforms import EvalTransform
@@ -89,16 +88,6 @@ def parts_of(
     )
 
 
-def as_worker(parts: StreamParts, *, worker: int, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Part]:
-    """What one of a rank's processes iterates over, in this process."""
-    with monkeypatch.context() as patch:
-        patch.setattr(webdataset_stream, "get_worker_info", lambda: SimpleNamespace(id=worker, num_workers=num_workers))
-        iterator = iter(parts)
-        first = next(iterator)
-    yield first
-    yield from iterator
-
-
 def numbers(part: Part) -> list[int]:
     """The numbers that a part's pictures show."""
     assert part.error is None, part.error
@@ -113,15 +102,11 @@ UNEVEN = [(3, 2, 2), (5, 4, 1), (1, 4, 2), (2, 1, 0), (7, 3, 2), (4, 16, 1)]
 
 
 @pytest.mark.parametrize(("num_shards", "world_size", "num_workers"), UNEVEN)
-def test_every_reader_gets_on_at_uneven_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int, world_size: int, num_workers: int
-) -> None:
+def test_every_reader_gets_on_at_uneven_numbers(tmp_path: Path, num_shards: int, world_size: int, num_workers: int) -> None:
     urls = write_shards(tmp_path, [2 + shard for shard in range(num_shards)])
     totals: Counter[int] = Counter()
     for rank in range(world_size):
-        for worker in range(max(1, num_workers)):
-            parts = parts_of(urls, rank=rank, world_size=world_size)
-            reader = as_worker(parts, worker=worker, num_workers=max(1, num_workers), monkeypatch=monkeypatch)
+        for reader in as_workers(parts_of(urls, rank=rank, world_size=world_size), num_workers):
             for step, part in enumerate(islice(reader, 12)):
                 totals[step] += len(numbers(part))
     assert totals == dict.fromkeys(range(12), GLOBAL_BATCH)
@@ -167,12 +152,9 @@ def test_the_shuffle_buffer_mixes_shards(tmp_path: Path) -> None:
     assert np.mean(np.abs(np.diff(mixed)) == 1) < 0.5
 
 
-def test_more_workers_than_samples_get_empty_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_workers_than_samples_get_empty_parts(tmp_path: Path) -> None:
     urls = write_shards(tmp_path, [3])
-    parts = parts_of(urls, batch=2)
-    sizes = [
-        [len(numbers(part)) for part in islice(as_worker(parts, worker=w, num_workers=3, monkeypatch=monkeypatch), 3)] for w in range(3)
-    ]
+    sizes = [[len(numbers(part)) for part in islice(worker, 3)] for worker in as_workers(parts_of(urls, batch=2), 3)]
     assert sorted(map(tuple, sizes)) == [(0, 0, 0), (1, 1, 1), (1, 1, 1)]
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from vitscale.config import ConfigError, DataError, UserError
 from vitscale.data.config import StreamConfig
@@ -27,10 +27,11 @@ from vitscale.data.demand import Demand
 from vitscale.data.lanes import BatchSlice, worker_slice
 from vitscale.data.replacement import Row
 from vitscale.data.shard_urls import expand_urls, locate
+from vitscale.data.storage.io_counters import IoMeter
 from vitscale.data.storage.storage import Storage, open_storage
 from vitscale.data.storage.storage_stream import StorageStream
 from vitscale.data.types import LostSample, RawSample, SampleTransform, StagedTransform, UnreachableDataError, UnreadableSampleError
-from vitscale.data.worker import Part, stack_rows
+from vitscale.data.worker import Part, current_worker, stack_rows
 from vitscale.dist.seeding import CounterRng, counter_key, mix_array
 
 CAVEATS = (
@@ -118,24 +119,23 @@ class StreamParts(IterableDataset[Part]):
     rank_slice: BatchSlice
 
     def __iter__(self) -> Iterator[Part]:
-        info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        worker, num_workers = current_worker()
         part_slice = worker_slice(self.rank_slice, samples_per_lane=1, worker=worker, num_workers=num_workers)
         if part_slice.start == part_slice.stop:
             while True:
                 yield Part()
         # After a resume, which cannot go back to where the shuffle was, a shuffle and draws that were not had before.
         seed = self.seed if self.start_samples == 0 else counter_key(self.seed, "resumed after", self.start_samples)
-        consumed, counted = self.start_samples, Counter[str]()
+        consumed = self.start_samples
         try:
             reader = _StreamReader(self, part_slice=part_slice, seed=seed)
+            meter = IoMeter(reader.io_counters)
             samples = reader.samples()
             while True:
                 transform = self.transform.at(consumed)
                 rows = [reader.row(samples, transform=transform) for _ in range(part_slice.start, part_slice.stop)]
-                counters = reader.io_counters()
-                yield Part(batch=stack_rows(rows), lost=reader.take_lost(), io=dict(counters - counted))
-                consumed, counted = consumed + self.global_batch, counters
+                yield Part(batch=stack_rows(rows), lost=reader.take_lost(), io=meter.since_last())
+                consumed += self.global_batch
         except UserError as error:
             yield Part(error=error)
 

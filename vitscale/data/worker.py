@@ -1,6 +1,5 @@
 """What runs inside a loader process: raw samples through the transform into stacked tensors, as parts of batches."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from vitscale.data.lanes import BatchSlice, LaneReader, SampleOrder, SampleScann
 from vitscale.data.order import Window
 from vitscale.data.reader import SampleReader
 from vitscale.data.replacement import Replacements, Row, RowMaker
+from vitscale.data.storage.io_counters import IoMeter
 from vitscale.data.types import Batch, LostSample, RawSample, SampleFields, SampleTransform, StagedTransform
 from vitscale.dist.seeding import CounterRng
 
@@ -50,14 +50,14 @@ class TrainParts(IterableDataset[Part]):
     replaced_before: Replacements = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Part]:
-        worker, num_workers = _worker()
+        worker, num_workers = current_worker()
         part_slice = worker_slice(
             self.rank_slice, samples_per_lane=self.order.samples_per_lane(self.global_batch), worker=worker, num_workers=num_workers
         )
         scanner = self.open_reader()
         reader = LaneReader(scanner, order=self.order)
         maker = RowMaker(self.open_reader(), order=self.order, seed=self.seed, replaced_before=self.replaced_before)
-        meter = _IoMeter(scanner)
+        meter = IoMeter(scanner.io_counters)
         consumed = self.start_samples
         try:
             while True:
@@ -80,19 +80,6 @@ class TrainParts(IterableDataset[Part]):
         return [maker.row(sample, transform=transform, window=partial(window, first + i)) for i, sample in enumerate(samples)]
 
 
-class _IoMeter:
-    """What has been read since it was last asked."""
-
-    def __init__(self, scanner: SampleScanner) -> None:
-        self._scanner = scanner
-        self._seen: Counter[str] = Counter()
-
-    def since_last(self) -> Mapping[str, int]:
-        now = Counter(self._scanner.io_counters())
-        spent, self._seen = now - self._seen, now
-        return dict(spent)
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvalParts(IterableDataset[Part]):
     """The samples [first, stop) once, in `num_batches` batches padded to `batch_size`; workers make whole batches in turn."""
@@ -105,7 +92,7 @@ class EvalParts(IterableDataset[Part]):
     num_batches: int
 
     def __iter__(self) -> Iterator[Part]:
-        worker, num_workers = _worker()
+        worker, num_workers = current_worker()
         reader = SampleReader(self.dataset)
         try:
             for index in range(worker, self.num_batches, num_workers):
@@ -121,6 +108,12 @@ class EvalParts(IterableDataset[Part]):
         return {key: _pad(values[: len(samples)], key=key, size=self.batch_size) for key, values in batch.items()}
 
 
+def current_worker() -> tuple[int, int]:
+    """Number of this loader process and how many the rank has; 0 of 1 where the training process itself loads."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
 def make_batch(samples: Sequence[RawSample], *, transform: SampleTransform, seed: int) -> Batch:
     """Transform and stack samples. Raises `DataError` for what cannot be decoded."""
     return stack_rows(
@@ -134,12 +127,6 @@ def stack_rows(rows: Sequence[Row]) -> Batch:
     batch["sample_id"] = torch.tensor([row.sample.sample_id for row in rows], dtype=torch.int64)
     batch["epoch"] = torch.tensor([row.sample.epoch for row in rows], dtype=torch.int64)
     return batch
-
-
-def _worker() -> tuple[int, int]:
-    """Number of this worker and how many there are; the whole when the loader runs in the training process."""
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 def _stack(fields: Sequence[SampleFields], *, key: str) -> Tensor:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vitscale.data.storage.io_counters import IoCounters
+from vitscale.data.storage.io_counters import IoCounters, IoMeter
 
 
 def test_counts_add_up() -> None:
@@ -49,3 +49,13 @@ def test_a_pickle_starts_anew() -> None:
     counters = IoCounters("reads", "retries")
     counters.add(reads=1)
     assert pickle.loads(pickle.dumps(counters)).values() == {"reads": 0, "retries": 0}
+
+
+def test_a_meter_tells_what_was_added_since_it_was_asked() -> None:
+    counters = IoCounters("reads", "retries")
+    counters.add(reads=5)
+    meter = IoMeter(counters.values)
+    assert meter.since_last() == {"reads": 5}
+    assert meter.since_last() == {}
+    counters.add(reads=2, retries=1)
+    assert meter.since_last() == {"reads": 2, "retries": 1}

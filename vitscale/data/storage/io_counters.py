@@ -2,6 +2,8 @@
 
 import os
 import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 
 class IoCounters:
@@ -30,3 +32,17 @@ class IoCounters:
         """After a fork, a thread that is not there any more may hold the lock."""
         self._process = os.getpid()
         self._lock = threading.Lock()
+
+
+class IoMeter:
+    """What has been counted since it was last asked; `counts` gives cumulative counts."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+        self._seen: Counter[str] = Counter()
+
+    def since_last(self) -> dict[str, int]:
+        """The counts that grew, and by how much."""
+        now = Counter(self._counts())
+        spent, self._seen = now - self._seen, now
+        return dict(spent)
