@@ -2,7 +2,11 @@ import io
 import math
 import os
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +84,27 @@ def test_alpha_is_dropped_and_not_composited() -> None:
     image = picture()
     image.putalpha(0)
     np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), num_channels=3), np.array(picture()))
+
+
+def with_transparency(data: bytes, value: bytes) -> bytes:
+    """A PNG with a chunk that says which colours are transparent."""
+    chunk = struct.pack(">I", len(value)) + b"tRNS" + value + struct.pack(">I", zlib.crc32(b"tRNS" + value))
+    start = data.index(b"IDAT") - 4
+    return data[:start] + chunk + data[start:]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("png", b"\0\x0a\0\x0b\0\x0c"), ("png grey", b"\xff\xff"), ("png palette", bytes(range(200))), ("png palette", b"\xff\0")],
+)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_transparent_colours_change_nothing_and_warn_of_nothing(name: str, value: bytes, num_channels: int) -> None:
+    data = with_transparency(FILES[name], value)
+    assert "transparency" in PIL.Image.open(io.BytesIO(data)).info
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image_HWC = decode_image(data, num_channels=num_channels)
+    np.testing.assert_array_equal(image_HWC, decode_image(FILES[name], num_channels=num_channels))
 
 
 def test_sixteen_bit_grey_keeps_the_high_byte() -> None:
@@ -248,3 +273,21 @@ def test_an_undecodable_crop_is_the_same_paragraph(data: bytes, problem: str, jp
         decode_crop_member(sample(jpg=data), num_channels=3, choose_box=lambda *_: lowest, size=8, jpeg_decoder=jpeg_decoder)
     assert str(caught.value).startswith("train-00003.tar: the image of sample 'n01/cat' cannot be decoded: ")
     assert "\n" not in str(caught.value)
+
+
+_DECODES_EACH = """
+import sys
+from vitscale.data.images.decode import decode_image
+before = set(sys.modules)
+for data in sys.argv[1:]:
+    decode_image(bytes.fromhex(data), num_channels=3)
+print(sorted(name for name in set(sys.modules) - before if name.startswith("PIL.")))
+"""
+
+
+@pytest.mark.dist
+def test_nothing_of_pillow_is_imported_when_an_image_is_decoded() -> None:
+    files = [FILES[name].hex() for name in ("jpeg CMYK", "png", "webp")]
+    command = [sys.executable, "-c", _DECODES_EACH, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[3])
+    assert done.stdout == "[]\n"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+import PIL.WebPImagePlugin
 import simplejpeg
 
 from vitscale.config import DataError
@@ -34,6 +35,9 @@ Image = npt.NDArray[np.uint8]
 # Shape suffixes: H height, W width, C channels.
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
+# Pillow imports what reads a format when it first meets one. Here and now: an import that fails there, for want of a descriptor, would
+# pass for an image that cannot be decoded. (WebP is not among what this imports.)
+PIL.Image.preinit()
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 _PILLOW_MODES = {1: "L", 3: "RGB"}
 _TURBO_MODES = {1: "GRAY", 3: "RGB"}
@@ -183,6 +187,8 @@ def _decode_with_pillow(data: bytes | memoryview, *, num_channels: int, max_pixe
         if image.mode.startswith("I;16"):
             # Pillow would clip 16-bit grey at 255.
             image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        # Alpha is dropped. Told of it, Pillow warns of what that loses, and refuses transparent colours that no pixel can have.
+        image.info.pop("transparency", None)
         pixels = np.array(image if image.mode == mode else image.convert(mode))
     except MemoryError:
         raise  # of the machine, not of the image

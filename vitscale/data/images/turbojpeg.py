@@ -56,7 +56,8 @@ def decode_part(data: bytes | memoryview, *, box: Box, shrink: int, num_channels
     """
     library = _library()
     handle = library.tj3Init(_INIT_DECOMPRESS)
-    assert handle, "libturbojpeg is out of memory"
+    if not handle:
+        raise MemoryError("libturbojpeg")
     try:
         return _Decoder(library, handle).decode(data, box=box, shrink=shrink, num_channels=num_channels)
     finally:
