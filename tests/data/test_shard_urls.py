@@ -19,6 +19,7 @@ REFUSED = {
     "": "not the path of a shard",
     "a\0b.tar": "not the path of a shard",
     "https://host/a.tar?token=1": "no query and no wildcard",
+    "https://user:hunter2@host/a.tar": "no user name and no password",
     "s3://bucket/*.tar": "no query and no wildcard",
     "s{0..9.tar": "braces that do not match",
     "s{{0..9}}.tar": "braces inside braces",
@@ -97,3 +98,26 @@ def test_shards_that_are_not_there_or_named_twice(tmp_path: Path) -> None:
 )
 def test_a_shard_is_a_file_of_a_storage(shard: str, root: str, name: str) -> None:
     assert locate(shard) == Location(root=root, name=name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter2@host/a.tar",
+        "https://user:hunter2@host/a{0.tar",
+        "https://host/a.tar?X-Amz-Signature=hunter2",
+        "az://container/a.tar?sig=hunter2",
+        "ftp://user:hunter2@host/a.tar",
+    ],
+)
+def test_secrets_in_an_address_are_not_echoed(url: str) -> None:
+    problem = url_problem(url)
+    assert problem is not None
+    assert "hunter2" not in problem
+    assert "a.tar" in problem or "a{0.tar" in problem
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_paragraph(tmp_path: Path) -> None:
+    for url in (f"{tmp_path}/{'x' * 300}.tar", f"{tmp_path}/{'x' * 300}*.tar"):
+        with pytest.raises(DataError, match="cannot be read: File name too long"):
+            expand_urls([url])

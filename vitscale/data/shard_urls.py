@@ -8,32 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitscale.config import DataError
-
-REMOTE_SCHEMES = ("s3", "gs", "az", "https", "http")
-"""Read through `vitscale.data.storage.storage`, never by a shell or another program."""
+from vitscale.data.storage.store_address import SCHEMES
 
 _MOST_SHARDS = 1_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _GLOB = re.compile(r"[*?\[]")
+_USER = re.compile(r"//[^/]*@")
 
 
 def url_problem(url: str) -> str | None:
     """Why an address is refused, None for one that is not. Looks at the text only."""
     scheme = _SCHEME.match(url)
     name = scheme[1].lower() if scheme else "file"
-    if name not in (*REMOTE_SCHEMES, "file"):
+    shown = repr(url if name == "file" else _without_secrets(url))
+    if name not in (*SCHEMES, "file"):
         reason = "would run a shell command" if name == "pipe" else "is none that is read here"
-        return f"{url!r}: the scheme {name!r} {reason}; give paths, or addresses of {', '.join(REMOTE_SCHEMES)}"
+        return f"{shown}: the scheme {name!r} {reason}; give paths, or addresses of {', '.join(SCHEMES)}"
     if url in ("", "-") or "\0" in url:
-        return f"{url!r}: not the path of a shard"
+        return f"{shown}: not the path of a shard"
     if name != "file" and re.search(r"[?#*\[]", url):
-        return f"{url!r}: a remote address may hold no query and no wildcard; name the shards, as in shard-{{0000..0099}}.tar"
+        return f"{shown}: a remote address may hold no query and no wildcard; name the shards, as in shard-{{0000..0099}}.tar"
+    if name != "file" and _USER.search(url):
+        return f"{shown}: a remote address may hold no user name and no password; credentials come from the environment"
     try:
         next(iter(_expand_braces(url)))
     except ValueError as error:
-        return f"{url!r}: {error}"
+        return f"{shown}: {error}"
     return None
 
 
@@ -70,6 +72,11 @@ def locate(shard: str) -> Location:
     return Location(root=root or slash or ".", name=name)
 
 
+def _without_secrets(url: str) -> str:
+    """An address as it may be shown: a password stands before the host, a signature after ? or #."""
+    return _USER.sub("//...@", re.split(r"[?#]", url, maxsplit=1)[0])
+
+
 def _expand_braces(url: str) -> Iterator[str]:
     """Raises `ValueError` for braces that are neither a range nor a list."""
     parts = _BRACES.split(url)
@@ -104,11 +111,18 @@ def _expand_local(url: str) -> list[str]:
     if scheme is not None and scheme[1].lower() != "file":
         return [url]
     path = re.sub(r"^file:(//)?", "", url, flags=re.IGNORECASE)
-    if _GLOB.search(path) and not Path(path).is_file():
+    if _GLOB.search(path) and not _is_file(path):
         found = sorted(glob.glob(path, recursive=True))
         if not found:
             raise DataError(f"data.urls: no file fits {path!r}. Check the path; it is relative to the folder the command is started in.")
         return found
-    if not Path(path).is_file():
+    if not _is_file(path):
         raise DataError(f"data.urls: {path}: no such file. Check the path; it is relative to the folder the command is started in.")
     return [path]
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError as error:
+        raise DataError(f"data.urls: {path}: cannot be read: {error.strerror}. Check the path and the rights on its folders.") from None
