@@ -64,6 +64,7 @@ PROBLEMS: list[tuple[list[str], list[str]]] = [
         ["optim.schedule.cooldown_samples: 1001 does not fit between the warm-up of 0"],
     ),
     (["parallel.precision=bf16", "parallel.zero_stage=0"], ["parallel.zero_stage: 0 with precision bf16"]),
+    (["parallel.offload_optimizer=true", "parallel.zero_stage=0"], ["parallel.offload_optimizer: at ZeRO stage 0"]),
     (["model.num_channels=4"], ["model.num_channels: images are read as grey (1 channel) or colour (3), not with 4"]),
     (["parallel.recompute_every=2"], ["parallel.recompute_every: 2 has no effect with recompute none"]),
     (["evals.test.weights=ema"], ["evals.test.weights: 'ema' needs a moving average; set optim.ema_decay"]),

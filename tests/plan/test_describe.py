@@ -16,6 +16,12 @@ def test_the_text_names_sizes_batch_and_reasons() -> None:
         assert reason in text
 
 
+def test_what_is_offloaded_is_shown_beside_the_device() -> None:
+    text = describe_plan(make_plan(config("parallel.offload_optimizer=true"), cluster=GPU))
+    assert "on the host" in text
+    assert "on the host" not in describe_plan(make_plan(config(), cluster=GPU))
+
+
 def test_a_run_is_described_as_it_would_be_recorded() -> None:
     plan = make_plan(config(), cluster=GPU)
     shown, _, rest = describe_run(config(), plan=plan).partition("---\n")

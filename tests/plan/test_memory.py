@@ -16,6 +16,8 @@ def estimate(size: ModelSize = B16, **changes: object):  # type: ignore[no-untyp
         "recompute": "none",
         "recompute_every": 1,
         "ema": False,
+        "offload_optimizer": False,
+        "device": "cuda",
     }
     return estimate_memory(size, **(settings | changes))  # type: ignore[arg-type]
 
@@ -51,6 +53,10 @@ def test_stage_3_divides_everything_but_the_working_set() -> None:
         ({"zero_stage": 2}, {"zero_stage": 1}),
         ({"world_size": 16}, {"world_size": 8}),
         ({"ema": False}, {"ema": True}),
+        ({"offload_optimizer": True}, {"offload_optimizer": False}),
+        ({"offload_optimizer": True, "zero_stage": 3}, {"offload_optimizer": False, "zero_stage": 3}),
+        ({"offload_optimizer": True, "zero_stage": 2}, {"offload_optimizer": True, "zero_stage": 1}),
+        ({"offload_optimizer": False, "device": "cpu"}, {"offload_optimizer": True, "device": "cpu"}),
     ],
 )
 def test_more_costs_more(less: dict[str, object], more: dict[str, object]) -> None:
@@ -61,3 +67,16 @@ def test_full_recompute_keeps_one_tensor_per_block() -> None:
     kept = estimate(recompute="full").activations
     per_tensor = 2 * 32 * B16.num_tokens * B16.width
     assert kept == pytest.approx(per_tensor * (B16.depth + (8 + 2 * 4) + 3))
+
+
+@pytest.mark.parametrize(("zero_stage", "on_device"), [(1, 4), (2, 2)])
+def test_offload_moves_the_optimizer_and_its_gradients_to_the_host(zero_stage: int, on_device: int) -> None:
+    # Ren et al. 2021, section 4: of 16 bytes per parameter the device keeps the weights, and until they are reduced the gradients.
+    memory = estimate(zero_stage=zero_stage, offload_optimizer=True, ema=True)
+    assert memory.optimizer == 0
+    assert memory.weights + memory.gradients == on_device * B16.num_parameters
+    # fp32 masters, two moments, average, gradients, and the gradients as they arrive
+    assert memory.host / B16.num_parameters == pytest.approx((4 * 5 + 2) / 8, rel=1e-3)
+    assert memory.total == memory.weights + memory.gradients + memory.activations
+    assert estimate(zero_stage=zero_stage, offload_optimizer=True, device="cpu").host == 0
+    assert estimate(zero_stage=zero_stage).host == 0

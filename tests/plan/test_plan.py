@@ -69,6 +69,11 @@ def test_lanes_do_not_depend_on_the_cluster() -> None:
         (["train.global_batch=100"], GPU, r"train.global_batch: 100 does not divide among 8 ranks; use 96 or 104"),
         (["parallel.micro_batch=24"], GPU, r"parallel.micro_batch: 24 does not divide the 128 samples"),
         (["parallel.zero_stage=0"], GPU, r"parallel.zero_stage: 0 with precision bf16"),
+        (
+            ["parallel.zero_stage=0", "parallel.precision=fp32", "parallel.offload_optimizer=true"],
+            GPU,
+            r"parallel.offload_optimizer: at ZeRO stage 0",
+        ),
         (["train.global_batch=8", "objective.mixup_alpha=0.2"], GPU, r"train.global_batch: .* the 1 samples of each of 8 ranks"),
         (["parallel.micro_batch=1", "objective.mixup_alpha=0.2"], GPU, r"parallel.micro_batch: 1 is odd"),
     ],
@@ -92,3 +97,13 @@ def test_plan_json_is_complete() -> None:
     assert content["memory"]["weights"] == plan.memory.weights
     assert content["memory_total_bytes"] == plan.memory.total
     assert content["num_parameters"] == 5_717_416
+
+
+def test_offload_makes_room_and_says_where() -> None:
+    options = ["model.variant=G/14", "train.global_batch=8"]
+    plain, offloaded = (make_plan(config(*options, f"parallel.offload_optimizer={value}"), cluster=GPU) for value in ("false", "true"))
+    assert offloaded.memory.total < plain.memory.total
+    assert any(reason.startswith("parallel.offload_optimizer: masters") and "GiB of host memory" in reason for reason in offloaded.reasons)
+    assert not any(reason.startswith("parallel.offload_optimizer") for reason in plain.reasons)
+    small = make_plan(config("parallel.offload_optimizer=true"), cluster=CPU)
+    assert any(reason.startswith("parallel.offload_optimizer: frees nothing on a CPU") for reason in small.reasons)

@@ -26,7 +26,7 @@ def describe_plan(plan: Plan) -> str:
             "memory per rank",
             f"{memory.total / _GIB:.2f} GiB predicted of {plan.memory_available_bytes / _GIB:.1f}: weights {memory.weights / _GIB:.2f},"
             f" gradients {memory.gradients / _GIB:.2f}, optimizer {memory.optimizer / _GIB:.2f},"
-            f" activations {memory.activations / _GIB:.2f}",
+            f" activations {memory.activations / _GIB:.2f}" + (f"; beside it {memory.host / _GIB:.2f} on the host" if memory.host else ""),
         ),
     ]
     width = max(len(name) for name, _ in rows)

@@ -1,11 +1,12 @@
 """Bytes that one rank needs: sharded model states, and activations by recompute policy.
 
-Counting follows the ZeRO paper (Rajbhandari et al. 2020) for the states, and the tensors that autograd keeps for a
-pre-norm block with fused attention for the activations.
+Counting follows the ZeRO papers (Rajbhandari et al. 2020; Ren et al. 2021 for offload) for the states, and the tensors that
+autograd keeps for a pre-norm block with fused attention for the activations.
 """
 
 from dataclasses import dataclass
 
+from vitscale.plan.cluster import Device
 from vitscale.run_config import Precision, RecomputeMode
 
 
@@ -22,16 +23,17 @@ class ModelSize:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Predicted peak bytes of one rank, by what holds them."""
+    """Predicted peak bytes of one rank, by what holds them: on its device, and `host` beside it for what is offloaded from there."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All of it that lies on the device."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -45,6 +47,8 @@ def estimate_memory(
     recompute: RecomputeMode,
     recompute_every: int,
     ema: bool,
+    offload_optimizer: bool,
+    device: Device,
 ) -> MemoryEstimate:
     """Predict one rank's memory. Fragmentation, buckets and the process itself are left to the caller's reserve."""
     item_bytes = 4 if precision == "fp32" else 2
@@ -57,8 +61,16 @@ def estimate_memory(
     optimizer = (12 if zero_stage >= 1 else 8) * (shard if zero_stage >= 1 else whole)
     if ema:
         optimizer += 4 * (shard if zero_stage >= 1 else whole)
+    host = 0
+    if offload_optimizer:
+        # Beside its states the optimizer has its shard of the gradients, in fp32 and as they arrive; from stage 2 on the
+        # device keeps none of it.
+        optimizer += (4 + item_bytes) * shard
+        gradients = 0 if zero_stage >= 2 else gradients
+        if device == "cuda":
+            optimizer, host = 0, optimizer
     activations = item_bytes * micro_batch * _activation_elements(size, recompute=recompute, every=recompute_every)
-    return MemoryEstimate(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations)
+    return MemoryEstimate(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations, host=host)
 
 
 def _activation_elements(size: ModelSize, *, recompute: RecomputeMode, every: int) -> int:

@@ -13,7 +13,7 @@ from vitscale.data.config import OrderedConfig
 from vitscale.data.webdataset_stream import CAVEATS
 from vitscale.plan.cluster import Cluster, Device
 from vitscale.plan.memory import MemoryEstimate, ModelSize, estimate_memory
-from vitscale.run_config import Precision, RecomputeMode, RunConfig, ZeroStage, precision_problem
+from vitscale.run_config import Precision, RecomputeMode, RunConfig, ZeroStage, offload_problem, precision_problem
 
 # Left free for the process itself, communication buckets and fragmentation.
 USABLE_MEMORY = 0.85
@@ -64,6 +64,9 @@ def make_plan(config: RunConfig, *, cluster: Cluster) -> Plan:
     choice = _Chooser(config=config, cluster=cluster, precision=precision, size=size, rank_batch=rank_batch)
     zero_stage = choice.zero_stage(reasons)
     micro_batch = choice.micro_batch(zero_stage, reasons)
+    memory = choice.memory(zero_stage, micro_batch)
+    if config.parallel.offload_optimizer:
+        reasons.append(_offload_reason(memory, device=cluster.device))
     lanes = _lanes(config, reasons)
     return Plan(
         device=cluster.device,
@@ -79,7 +82,7 @@ def make_plan(config: RunConfig, *, cluster: Cluster) -> Plan:
         num_steps=config.num_steps,
         num_parameters=size.num_parameters,
         step_flops_per_image=config.objective.step_flops(config.model.shape),
-        memory=choice.memory(zero_stage, micro_batch),
+        memory=memory,
         memory_available_bytes=cluster.memory_bytes,
         reasons=tuple(reasons),
     )
@@ -129,6 +132,15 @@ def _rank_batch(config: RunConfig, cluster: Cluster) -> int:
     return batch // world
 
 
+def _offload_reason(memory: MemoryEstimate, *, device: Device) -> str:
+    if device == "cpu":
+        return "parallel.offload_optimizer: frees nothing on a CPU, whose memory is the host's, and costs copies; for rehearsals"
+    return (
+        f"parallel.offload_optimizer: masters, moments, moving average and their gradients take {memory.host / 2**30:.2f} GiB of host"
+        " memory per rank instead of the device's"
+    )
+
+
 def _lanes(config: RunConfig, reasons: list[str]) -> int | None:
     if not isinstance(config.data, OrderedConfig):
         reasons += CAVEATS
@@ -157,6 +169,9 @@ class _Chooser:
             wrong_step = precision_problem(precision=self.precision, zero_stage=asked)
             if wrong_step is not None:
                 raise ConfigError(wrong_step)
+            nothing_sharded = offload_problem(offload_optimizer=self.config.parallel.offload_optimizer, zero_stage=asked)
+            if nothing_sharded is not None:
+                raise ConfigError(nothing_sharded)
             return asked
         smallest = self._multiple
         if self.memory(1, smallest).total <= USABLE_MEMORY * self.cluster.memory_bytes:
@@ -198,6 +213,8 @@ class _Chooser:
             recompute=self.config.parallel.recompute,
             recompute_every=self.config.parallel.recompute_every,
             ema=self.config.optim.ema_decay is not None,
+            offload_optimizer=self.config.parallel.offload_optimizer,
+            device=self.cluster.device,
         )
 
     @property
