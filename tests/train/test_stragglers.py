@@ -1,0 +1,88 @@
+"""Slow ranks are named, by tables of windows; noise names nobody."""
+
+import random
+from collections.abc import Sequence
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitscale.train.stragglers import Straggler, StragglerWatch, own_seconds, straggler_message
+
+Windows = Sequence[Sequence[float | None]]
+
+
+def named(windows: Windows, *, factor: float = 2.0) -> list[list[int]]:
+    """The ranks named after each window."""
+    watch = StragglerWatch(factor=factor)
+    return [[straggler.rank for straggler in watch.judge(window).slow] for window in windows]
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        ([[1.0, 10.0]], [[1]]),
+        ([[1.0, 1.0, 1.0, 12.0]], [[3]]),
+        ([[1.0, 2.5], [1.0, 2.5], [1.0, 2.5]], [[], [1], []]),
+        ([[1.0, 2.5], [1.0, 1.0], [1.0, 2.5]], [[], [], []]),
+        ([[3.0, 1.0], [1.0, 3.0], [3.0, 1.0]], [[], [], []]),
+        ([[1.0, 1.9], [1.0, 1.9]], [[], []]),
+        ([[0.005, 0.05], [0.005, 0.05]], [[], []]),
+        ([[0.0, 1.0]], [[1]]),
+        ([[1.0, None], [1.0, None]], [[], []]),
+        ([[1.0, None, 9.0]], [[2]]),
+        ([[1.0]], [[]]),
+        ([[9.0, 9.0, 1.0, 1.0, 1.0]], [[0, 1]]),
+    ],
+)
+def test_who_is_named(windows: Windows, expected: list[list[int]]) -> None:
+    assert named(windows) == expected
+
+
+def test_a_higher_factor_also_asks_more_of_a_single_window() -> None:
+    assert named([[1.0, 7.0], [1.0, 7.0]], factor=8.0) == [[], []]
+    assert named([[1.0, 9.0]], factor=8.0) == [[1]]
+
+
+def test_a_rank_is_named_again_only_after_it_has_recovered() -> None:
+    watch = StragglerWatch(factor=2.0)
+    ranks = []
+    for slow in (8.0, 8.0, 1.0, 8.0, 1.0, 1.0, 8.0):
+        verdict = watch.judge([1.0, slow])
+        ranks.append(([s.rank for s in verdict.slow], [s.rank for s in verdict.recovered]))
+    assert ranks == [([1], []), ([], []), ([], []), ([], []), ([], []), ([], [1]), ([1], [])]
+
+
+def test_the_slowest_rank_is_known_in_every_window() -> None:
+    slowest = StragglerWatch(factor=2.0).judge([1.0, 1.5, 1.2]).slowest
+    assert slowest == Straggler(rank=1, seconds=1.5, others_seconds=1.1)
+    assert StragglerWatch(factor=2.0).judge([1.0]).slowest is None
+
+
+@given(st.lists(st.floats(0.0, 100.0), min_size=2, max_size=9))
+def test_a_rank_is_compared_with_the_median_of_the_others(seconds: list[float]) -> None:
+    slowest = StragglerWatch(factor=2.0).judge(seconds).slowest
+    assert slowest is not None
+    assert slowest.others_seconds == median(seconds[: slowest.rank] + seconds[slowest.rank + 1 :])
+
+
+def test_noise_of_a_third_names_nobody() -> None:
+    draw = random.Random(0)
+    windows = [[draw.uniform(1.0, 1.33) for _ in range(8)] for _ in range(2000)]
+    assert not any(named(windows))
+
+
+@pytest.mark.parametrize(
+    ("device", "forward", "expected"),
+    [("cpu", None, 6.0), ("cuda", 3.0, 4.0), ("cuda", None, None)],
+)
+def test_own_work(device: str, forward: float | None, expected: float | None) -> None:
+    own = own_seconds(device=device, step_seconds=10.0, collective_seconds=4.0, data_wait_seconds=1.0, forward_seconds=forward)
+    assert own == expected
+
+
+def test_messages() -> None:
+    straggler = Straggler(rank=1, seconds=10.0, others_seconds=2.0)
+    assert straggler_message(straggler, hosts=["a", "b"], is_slow=True).startswith("rank 1 on b is slow: its own work, data included, took 10.00 s")
+    assert straggler_message(straggler, hosts=["a", "b"], is_slow=False) == "rank 1 on b is as fast as the others again"
