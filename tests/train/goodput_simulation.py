@@ -182,10 +182,13 @@ def simulate(seed: int, *, num_attempts: int, is_supervised: bool = True, clock_
 def _recover(history: History, *, outcome: str, is_supervised: bool) -> None:
     rng = history.random
     history.between(rng.uniform(0, 30), "lost_work" if outcome == "died" and is_supervised else "restart")
-    if is_supervised:
-        history.event("restart", step=0, reason="killed", message="restarting")
-        history.between(rng.uniform(0, 20), "restart")
-        if rng.random() < 0.3:
-            seconds = rng.uniform(1, 300)
-            history.between(seconds, "waiting_for_resources")
-            history.event("waiting", seconds=seconds, message="waited")
+    if not is_supervised:
+        return
+    if rng.random() < 0.3:
+        history.event("wait", seconds=0.0, message="waiting")
+        waited = rng.uniform(1, 200)
+        history.between(waited, "waiting_for_resources")
+        history.event("wait", seconds=waited, message="waiting")
+        history.between(rng.uniform(1, 50), "waiting_for_resources")
+    history.event("restart", step=0, reason="killed", message="restarting")
+    history.between(rng.uniform(0, 20), "restart")

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.train.goodput_simulation import simulate
-from vitscale.config import UsageError
 from vitscale.train.goodput_report import GoodputReport, read_goodput
 
 PLACE = {"begin": 0.0, "monotonic": 0.0, "boot": "b", "unfinished_seconds": 0.0}
@@ -19,9 +18,8 @@ def report_of(folder: Path, records: list[dict[str, Any]], **options: bool) -> G
 
 
 def test_seconds_sum_to_the_wall_time_and_shares_to_one(tmp_path: Path) -> None:
-    history = simulate(7, num_attempts=8)
+    history = next(history for seed in range(100) if (history := simulate(seed, num_attempts=8)).totals()["stopped"])
     truth = history.totals()
-    assert truth["stopped"] > 0
     with_stops = report_of(tmp_path, history.records, include_stopped=True)
     assert with_stops.wall_seconds == pytest.approx(sum(truth.values()), rel=1e-6)
     report = read_goodput(tmp_path)
@@ -95,19 +93,6 @@ def test_a_run_of_an_earlier_version_has_events_and_a_note(tmp_path: Path) -> No
 def test_torn_lines_are_told(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n{"event": "che')
     assert any("1 line of" in note for note in read_goodput(tmp_path).notes)
-
-
-@pytest.mark.parametrize("make", [lambda _: None, lambda path: path.write_text("a file"), lambda path: path.mkdir()])
-def test_what_is_no_run_is_a_usage_error(tmp_path: Path, make: Any) -> None:
-    make(tmp_path / "run")
-    with pytest.raises(UsageError, match="give the folder of a run that was started"):
-        read_goodput(tmp_path / "run")
-
-
-def test_an_unreadable_ledger_is_a_usage_error(tmp_path: Path) -> None:
-    (tmp_path / "events.jsonl").mkdir()
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_goodput(tmp_path)
 
 
 def test_json_has_every_figure(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscale.config import UsageError
 from vitscale.train.checkpoint_interval import FailureModel
+from vitscale.train.events_file import read_events
 from vitscale.train.goodput import PRODUCTIVE
-from vitscale.train.goodput_timeline import RUN_CAUSES, Attempt, Timeline, make_timeline, read_records, without
+from vitscale.train.goodput_timeline import RUN_CAUSES, Attempt, Timeline, make_timeline, without
 from vitscale.train.run_dir import RunDirectory
 
 _WORK = ("compile", "data_wait", "step", "evaluation", "report")
@@ -50,7 +50,8 @@ class SaveInterval:
 @dataclass(frozen=True, kw_only=True)
 class GoodputReport:
     """`seconds` by cause sum to `wall_seconds`, the time from the first start to the last record; that between a requested
-    stop and the next start counts only where it was asked for. `records` are the events, `notes` what had to be assumed."""
+    stop and the next start counts only where it was asked for. `records` are the events, from the first `num_bytes`
+    of the file, `notes` what had to be assumed."""
 
     run_dir: Path
     seconds: dict[str, float]
@@ -60,6 +61,7 @@ class GoodputReport:
     timeline: Timeline
     notes: tuple[str, ...]
     records: tuple[Mapping[str, Any], ...]
+    num_bytes: int
 
     @property
     def wall_seconds(self) -> float:
@@ -102,8 +104,8 @@ class GoodputReport:
 def read_goodput(run_dir: Path, *, include_stopped: bool = False) -> GoodputReport:
     """Read the ledger of a run, of any number of attempts, also of one that goes on. Raises `UsageError` where there is none."""
     directory = RunDirectory(root=run_dir)
-    records, num_torn = read_events(run_dir)
-    timeline = make_timeline(records)
+    file = read_events(run_dir)
+    timeline = make_timeline(file.events)
     if not include_stopped:
         timeline = without(timeline, "stopped")
     seconds = dict.fromkeys(RUN_CAUSES, 0.0)
@@ -111,7 +113,7 @@ def read_goodput(run_dir: Path, *, include_stopped: bool = False) -> GoodputRepo
         seconds[segment.cause] = seconds.get(segment.cause, 0.0) + segment.seconds
     if not include_stopped:
         del seconds["stopped"]
-    counts = _count(records, attempts=timeline.attempts)
+    counts = _count(file.events, attempts=timeline.attempts)
     between = (sum(seconds.values()) - seconds.get("stopped", 0.0)) / counts.failures if counts.failures else None
     return GoodputReport(
         run_dir=run_dir,
@@ -120,23 +122,10 @@ def read_goodput(run_dir: Path, *, include_stopped: bool = False) -> GoodputRepo
         mean_seconds_between_failures=between,
         save_interval=_save_interval(seconds, counts=counts, between_failures=between, num_steps=_steps_kept(timeline.attempts)),
         timeline=timeline,
-        notes=(*_notes(directory, timeline=timeline, num_torn=num_torn), *timeline.notes),
-        records=tuple(records),
+        notes=(*_notes(directory, timeline=timeline, num_torn=file.num_torn), *timeline.notes),
+        records=file.events,
+        num_bytes=file.num_bytes,
     )
-
-
-def read_events(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
-    """The events of a run and the number of lines that could not be read. Raises `UsageError` where there are none."""
-    path = RunDirectory(root=run_dir).events
-    try:
-        return read_records(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
-            f"{run_dir}: no run directory with an events.jsonl; give the folder of a run that was started, <output>/<name> of its"
-            " configuration"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _notes(directory: RunDirectory, *, timeline: Timeline, num_torn: int) -> list[str]:
@@ -151,7 +140,7 @@ def _notes(directory: RunDirectory, *, timeline: Timeline, num_torn: int) -> lis
 
 def _count(records: Sequence[Mapping[str, Any]], *, attempts: Sequence[Attempt]) -> Counts:
     kinds = Counter(str(record["event"]) for record in records if record["event"] != "time")
-    reasons = Counter(str(record.get("reason", "not told")) for record in records if record["event"] == "restart")
+    reasons = Counter(str(record.get("reason", "not told")) for record in records if record["event"] in ("restart", "shrink"))
     return Counts(
         attempts=len(attempts),
         failures=sum(attempt.outcome in _UNASKED for attempt in attempts),

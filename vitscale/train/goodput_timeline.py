@@ -1,11 +1,9 @@
 """The wall time of a run with any number of attempts, cut into stretches with one cause each: what events.jsonl proves of it."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from vitscale.config import StopRequested
@@ -14,7 +12,8 @@ from vitscale.train.goodput import CAUSES, TRAINING
 RUN_CAUSES: tuple[str, ...] = (*CAUSES, "lost_work", "restart", "waiting_for_resources", "unrecorded", "stopped")
 """The causes of an attempt's own time, then those that only show when the attempts are put one after the other."""
 
-_DETECTIONS = ("hang", "restart", "waiting")
+_NEW_STARTS = ("restart", "shrink")
+_NOTICED = ("hang", "wait", "gave_up", *_NEW_STARTS)
 _JUMP_SECONDS = 2.0
 
 Outcome = Literal["finished", "stopped", "failed", "died", "open"]
@@ -94,22 +93,6 @@ class _Told:
         return self.slices[-1].end
 
 
-def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSON-lines file in order, and how many lines could not be read.
-
-    A process that is killed may leave half a line, and the next one appends to it: what follows in the line is kept.
-    """
-    records, num_torn = [], 0
-    for line in path.read_bytes().splitlines():
-        found = _parse(line)
-        num_torn += found is None
-        rest = line[line.rfind(b'{"time": ') :] if found is None else b""
-        found = found or _parse(rest)
-        if found is not None:
-            records.append(found)
-    return records, num_torn
-
-
 def make_timeline(records: Sequence[Mapping[str, Any]]) -> Timeline:
     """Place the attempts of events.jsonl one after the other and say what all the time was spent on.
 
@@ -157,14 +140,6 @@ class _Builder:
         if seconds > 0:
             self.segments.append(Segment(begin=self._now, seconds=seconds, cause=cause, attempt=self.attempt))
             self._now += seconds
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and "event" in found else None
 
 
 def _read_attempts(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[_Told]]:
@@ -289,14 +264,14 @@ def _tail(builder: _Builder, attempt: _Told, *, gap: float, wall_end: float, nex
 
     Else it may have been anything up to one interval of reports, and half of one is assumed.
     """
-    noticed = [float(event.get("time", math.nan)) for event in attempt.later_events if event["event"] in _DETECTIONS]
+    noticed = [_number(event.get("time")) for event in attempt.later_events if event["event"] in _NOTICED]
     if noticed:
         # The clock may have been set before or after that moment: the distance to the other end is then the right one.
         candidates = (noticed[0] - wall_end, gap - (next_begin - noticed[0]))
         found = next((seconds for seconds in candidates if -_JUMP_SECONDS <= seconds <= gap + _JUMP_SECONDS), None)
         if found is not None:
             return min(gap, max(0.0, found))
-    if any(event["event"] == "restart" for event in attempt.events):
+    if any(event["event"] in _NEW_STARTS for event in attempt.events):
         return 0.0  # noticed before the dying process wrote its last slice
     usual = statistics.median(slice_.total for slice_ in attempt.slices[1:]) if len(attempt.slices) > 1 else 0.0
     builder.notes.append(
@@ -307,8 +282,22 @@ def _tail(builder: _Builder, attempt: _Told, *, gap: float, wall_end: float, nex
 
 
 def _waited(events: Sequence[Mapping[str, Any]]) -> float:
-    waits = [event.get("seconds", 0.0) for event in events if event["event"] == "waiting"]
-    return sum(float(seconds) for seconds in waits if isinstance(seconds, int | float) and seconds > 0)
+    """Seconds that the supervision waited for resources: from its first `wait`, each of which tells how long so far, to what came
+    of it."""
+    total, longest, since = 0.0, 0.0, math.nan
+    for event in events:
+        time = _number(event.get("time"))
+        if event["event"] == "wait":
+            longest = max(longest, _number(event.get("seconds")))
+            since = time - longest if math.isnan(since) else since
+        elif event["event"] in (*_NEW_STARTS, "gave_up"):
+            total += max(longest, 0.0 if math.isnan(since) else time - since)
+            longest, since = 0.0, math.nan
+    return total + longest
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def without(timeline: Timeline, cause: str) -> Timeline:
