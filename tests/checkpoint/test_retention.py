@@ -194,7 +194,7 @@ class Disk:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, free: int) -> None:
         before = len(_names(folder))
-        monkeypatch.setattr("vitscale.checkpoint.retention._free_bytes", lambda _: free + 1000 * (before - len(_names(folder))))
+        monkeypatch.setattr("vitscale.checkpoint.retention.free_bytes", lambda _: free + 1000 * (before - len(_names(folder))))
         monkeypatch.setattr("vitscale.checkpoint.retention._allocated_bytes", lambda _: 1000)
         monkeypatch.setattr("vitscale.checkpoint.retention._MARGIN_BYTES", 100)
 

@@ -180,7 +180,7 @@ class RetentionPolicy:
         """
         with disk_errors():
             wanted = needed_bytes + max(int(needed_bytes * _MARGIN_SHARE), min(_MARGIN_BYTES, needed_bytes))
-            free = _free_bytes(folder)
+            free = free_bytes(folder)
             if free >= wanted:
                 return []
             doomed: list[StepFolder] = []
@@ -192,8 +192,8 @@ class RetentionPolicy:
                 reclaimed += _allocated_bytes(entry.path)
             if free + reclaimed < wanted:
                 raise CheckpointError(
-                    f"{folder}: the next checkpoint needs {_gib(wanted)} (with a margin) and {_gib(free)} are free there;"
-                    f" deleting what may go ({len(doomed)} folders, {_gib(reclaimed)}) is not enough, so nothing was deleted or"
+                    f"{folder}: the next checkpoint needs {format_bytes(wanted)} (with a margin) and {format_bytes(free)} are free there;"
+                    f" deleting what may go ({len(doomed)} folders, {format_bytes(reclaimed)}) is not enough, so nothing was deleted or"
                     " written. Free space on that disk, or lower checkpoint.keep, keep_every_steps or keep_best.count"
                 )
             for entry in doomed:
@@ -260,8 +260,8 @@ def _delete(entry: StepFolder) -> None:
     shutil.rmtree(path)
 
 
-def _free_bytes(folder: Path) -> int:
-    """Of the disk that `folder` lies on, or will."""
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk that `folder` lies on, or will."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
@@ -271,5 +271,6 @@ def _allocated_bytes(folder: Path) -> int:
     return sum(path.lstat().st_blocks * _BLOCK_BYTES for path in folder.rglob("*"))
 
 
-def _gib(num_bytes: int) -> str:
+def format_bytes(num_bytes: int) -> str:
+    """For messages."""
     return f"{num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB)"

@@ -88,6 +88,8 @@ def test_delete(writer: ObjectWriter) -> None:
     for name in ("a", "b/c", "d"):
         _put(writer, name, SMALL)
     writer.delete([])
+    assert writer.list_sizes("b") == {"b/c": 5}
+    assert writer.list_sizes("none") == {}
     writer.delete(["a", "none", "b/c"])
     assert writer.list_sizes() == {"d": 5}
 

@@ -82,10 +82,10 @@ class ObjectWriter(ObjectStorage):
             raise self._explained(name, refused) from None
         return StoredObject(num_bytes=int(answer.meta["size"]), sha256=answer.attributes.get(_DIGEST))
 
-    def list_sizes(self) -> dict[str, int]:
-        """Bytes of every file below the root, by name. Raises `DataError`."""
+    def list_sizes(self, folder: str | None = None) -> dict[str, int]:
+        """Bytes of every file below the root, or below a folder in it, by name. Raises `DataError`."""
         try:
-            pages = self._request("", lambda store: list(self._obstore.list(store)))
+            pages = self._request("", lambda store: list(self._obstore.list(store, folder)))
         except RefusedError as refused:
             raise self._explained("", refused) from None
         return {file["path"]: int(file["size"]) for page in pages for file in page}
