@@ -1,6 +1,12 @@
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +20,8 @@ from vitscale.data.images.transforms import AugmentConfig, EvalTransform, TrainT
 from vitscale.data.lanes import BatchSlice, rank_slice
 from vitscale.data.order import Order
 from vitscale.data.reader import SampleReader
+from vitscale.data.storage.retry import RetryPolicy
+from vitscale.data.storage.storage import LocalStorage
 from vitscale.data.types import Batch, RawSample, SampleFields, StagedTransform
 from vitscale.data.worker import EvalParts, TrainParts, make_batch
 from vitscale.dist.seeding import CounterRng
@@ -64,6 +72,28 @@ def test_thirty_augmented_batches_are_the_same_bytes_for_every_topology(dataset:
     reference = train(dataset)
     assert {int(epoch) for batch in reference for epoch in batch["epoch"]} == {0, 1, 2, 3, 4}
     assert_equal(train(dataset, world_size=world_size, num_workers=num_workers), reference)
+
+
+def test_passing_errors_of_the_machine_change_no_batch(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = train(dataset)
+    storage = LocalStorage(Path(dataset.storage.root), policy=RetryPolicy(first_pause_seconds=1e-5, longest_pause_seconds=1e-4))
+
+    def failing(real: Callable[..., Any], *, every: int, number: int) -> Callable[..., Any]:
+        calls = itertools.count(1)
+
+        def function(*arguments: Any) -> Any:
+            if next(calls) % every == 0:
+                raise OSError(number, os.strerror(number))
+            return real(*arguments)
+
+        return function
+
+    monkeypatch.setattr(os, "open", failing(os.open, every=2, number=errno.EMFILE))
+    monkeypatch.setattr(os, "pread", failing(os.pread, every=5, number=errno.ENOMEM))
+    made = train(replace(dataset, storage=storage, index_storage=storage), world_size=2, num_workers=2)
+    monkeypatch.undo()
+    assert_equal(made, reference)
+    assert storage.io_counters()["retries"] > 5
 
 
 @pytest.mark.parametrize("done", [1, 6, 17])
