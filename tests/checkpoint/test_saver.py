@@ -1,11 +1,9 @@
 """Saving beside training: all ranks or none, the bits of the moment, and whatever is killed or fails costs that save only."""
 
-import contextlib
 import errno
 import os
 import resource
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
+from tests.checkpoint.faults import in_child, killed_at, survived
 from tests.checkpoint.simulation import FakeStore, SimulatedRanks, Tensors, make_tensors, open_saver, save_as
 from tests.launcher import run_ranks
 from vitscale.checkpoint import commit, fragment_file
@@ -29,7 +28,6 @@ from vitscale.config import CheckpointError
 OLD, NEW = make_tensors(seed=1), make_tensors(seed=2)
 SMALL_OLD, SMALL_NEW = (make_tensors(seed=seed, shapes={"a": (2, 3), "b": (4,)}, kinds=("weight",)) for seed in (1, 2))
 
-_TOUCHING_DISK = ("fsync", "rename", "mkdir", "unlink", "rmdir", "open")
 _FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 in_both_ways = pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "background"])
@@ -41,60 +39,19 @@ def _holds(path: Path, tensors: Tensors) -> bool:
     return all(torch.equal(reader.read_full(name, kind=kind), value) for (name, kind), value in tensors.items())
 
 
-def _in_child(work: Callable[[], object]) -> int:
-    """Run `work` in a forked process; return its wait status."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
-            work()
-            code = 0
-        os._exit(code)
-    return os.waitpid(child, 0)[1]
-
-
-@contextlib.contextmanager
-def _killed_at(operation: int) -> Iterator[None]:
-    """SIGKILL this process before its n-th operation on the disk; chunks of data count as operations too."""
-    count = 0
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        if count == operation:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def ticking(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: (tick(), original(*args, **kwargs))[1]
-
-    def ticking_chunks(fragments: list[Fragment]) -> Iterator[memoryview]:
-        for chunk in chunks(fragments):
-            tick()
-            yield chunk
-
-    chunks = fragment_file._chunks
-    with contextlib.ExitStack() as stack:
-        for name in _TOUCHING_DISK:
-            stack.enter_context(mock.patch.object(os, name, ticking(getattr(os, name))))
-        stack.enter_context(mock.patch.object(fragment_file, "_chunks", ticking_chunks))
-        yield
-
-
 def _save_in_killed_child(tensors: Tensors, *, folder: Path, step: int, operation: int, in_background: bool) -> bool:
     """Save in a process that is killed at the n-th operation; whether it lived to the end."""
 
     def work() -> None:
-        with _killed_at(operation):
+        with killed_at(operation):
             save_as(tensors, folder=folder, step=step, in_background=in_background)
 
-    status = _in_child(work)
-    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, "the save failed by itself"
-    return status == 0
+    return survived(in_child(work))
 
 
 @in_both_ways
 def test_a_kill_at_any_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp_path: Path, in_background: bool) -> None:
-    survived = {1: 0, 2: 0}
+    kept = {1: 0, 2: 0}
     save_as(SMALL_OLD, folder=tmp_path / "before", step=1)
     for operation in range(1, 200):
         folder = tmp_path / str(operation)
@@ -104,14 +61,14 @@ def test_a_kill_at_any_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp
         assert newest is not None
         step = verify(newest).step
         assert _holds(newest, {1: SMALL_OLD, 2: SMALL_NEW}[step])
-        survived[step] += 1
+        kept[step] += 1
         # The next process saves the same step again over whatever was left.
         assert _holds(save_as(SMALL_NEW, folder=folder, step=2), SMALL_NEW)
         if finished:
             break
     assert finished
-    assert survived[1] >= 10
-    assert survived[2] >= 2, "no kill fell between the commit and the end"
+    assert kept[1] >= 10
+    assert kept[2] >= 2, "no kill fell between the commit and the end"
 
 
 def test_a_kill_while_a_step_is_saved_again_leaves_one_of_the_two(tmp_path: Path) -> None:
@@ -350,7 +307,7 @@ def test_a_real_limit_of_the_file_system_is_reported(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors: File too large"):
             save_as(large, folder=tmp_path, step=2, in_background=True)  # type: ignore[arg-type]
 
-    assert _in_child(work) == 0
+    assert in_child(work) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 

@@ -25,7 +25,7 @@ from vitscale.dist.agreement import on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import current_ranks
 
-_CLOSING_SECONDS = 30.0
+_CLOSING_SECONDS = 5.0
 
 
 class Retention(Protocol):
