@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from vitscale.train.goodput import CAUSES, RunningShares, TimeLedger, seconds_since_process_start
+from vitscale.train.events_file import read_events
+from vitscale.train.goodput import CAUSES, RunningShares, TimeLedger, append_slice, seconds_since_process_start
 
 
 class FakeClock:
@@ -105,6 +107,28 @@ def test_a_step_is_all_its_training_and_what_is_not_done_yet_is_unfinished() -> 
     clock.now += 1.0
     ledger.step_done()
     assert ledger.take(step=3).step_seconds == (1.5,)
+
+
+def test_steps_are_counted_where_nobody_says_how_many() -> None:
+    ledger = TimeLedger()
+    assert ledger.take().step == 0
+    ledger.take(step=40)
+    for _ in range(3):
+        ledger.step_done()
+    taken = ledger.take()
+    assert (taken.from_step, taken.step) == (40, 43)
+    assert ledger.take().step == 43
+
+
+def test_a_slice_is_appended_as_one_line(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
+    ledger = TimeLedger()
+    slices = [ledger.take(step=5), ledger.take()]
+    for slice_ in slices:
+        append_slice(tmp_path / "events.jsonl", slice_)
+    file = read_events(tmp_path)
+    assert [event["event"] for event in file.events] == ["start", "time", "time"]
+    assert file.events[1] == {"time": file.events[1]["time"], **slices[0].record()}
 
 
 def test_two_ledgers_are_two_attempts() -> None:

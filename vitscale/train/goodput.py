@@ -1,5 +1,6 @@
 """The ledger of time: every second of a process's life counts towards exactly one cause."""
 
+import json
 import os
 import time
 import uuid
@@ -102,9 +103,11 @@ class TimeLedger:
         self._step_seconds.append(training - self._counted_training)
         self._counted_training = training
 
-    def take(self, *, step: int) -> TimeSlice:
-        """The time since the last call, or since the begin; `step` is the last step that is done."""
+    def take(self, *, step: int | None = None) -> TimeSlice:
+        """The time since the last call, or since the begin. `step` is the last step that is done, by default as `step_done`
+        has counted them."""
         self._settle()
+        step = (self._from_step or 0) + len(self._step_seconds) if step is None else step
         slice_ = TimeSlice(
             attempt=self._attempt,
             begin=self._begin_wall,
@@ -146,6 +149,13 @@ class _Span:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ledger._settle()
         self._ledger._causes.pop()
+
+
+def append_slice(events: Path, slice_: TimeSlice) -> None:
+    """Add a slice to events.jsonl where nobody has it open: before the first report and after the last. Raises `OSError`."""
+    record = {"time": time.time(), **slice_.record()}
+    with open(events, "ab", buffering=0) as file:
+        file.write(json.dumps(record).encode() + b"\n")  # one write, so that no other process's line comes in between
 
 
 class RunningShares:
