@@ -1,12 +1,12 @@
 """Counts of a storage: threads, forks and pickles."""
 
-import os
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.data.forked import exit_code_of_fork
 from vitscale.data.storage.io_counters import IoCounters, IoMeter
 
 
@@ -36,13 +36,13 @@ def test_threads_lose_no_count() -> None:
 
 def test_a_fork_counts_even_if_the_lock_was_held() -> None:
     counters = IoCounters("reads")
+
+    def work() -> None:
+        counters.add(reads=1)
+        assert counters.values() == {"reads": 1}
+
     with counters._lock:
-        child = os.fork()
-        if child == 0:
-            counters.add(reads=1)
-            os._exit(0 if counters.values() == {"reads": 1} else 1)
-        _, status = os.waitpid(child, 0)
-    assert status == 0
+        assert exit_code_of_fork(work) == 0
 
 
 def test_a_pickle_starts_anew() -> None:

@@ -1,10 +1,8 @@
 """Reads over HTTP and from pretended buckets: every passing fault is absorbed and counted, every lasting one explained once."""
 
 import json
-import os
 import pickle
 import re
-import signal
 import socket
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.fault_proxy import Delay, Fault, FaultProxy, Reset, Short, Status, Truncate, WholeFile
+from tests.data.forked import exit_code_of_fork
 from tests.data.range_server import RangeServer
 from vitscale.config import DataError
 from vitscale.data.storage.object_store import ObjectStorage, Timeouts
@@ -180,16 +179,12 @@ def test_threads(storage: ObjectStorage, proxy: FaultProxy) -> None:
 
 def test_a_fork_is_told_instead_of_hanging(storage: ObjectStorage) -> None:
     storage.read_range("a.tar", offset=0, length=1)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        try:
+
+    def work() -> None:
+        with pytest.raises(UnreachableDataError, match="spawn or forkserver"):
             storage.read_range("a.tar", offset=0, length=1)
-        except UnreachableDataError as error:
-            os._exit(0 if "spawn or forkserver" in str(error) else 1)
-        finally:  # whatever else it raises must not go on as a second test run
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
+
+    assert exit_code_of_fork(work) == 0
 
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

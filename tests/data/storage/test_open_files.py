@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.forked import exit_code_of_fork
 from vitscale.data.storage import open_files as open_files_module
 from vitscale.data.storage.open_files import OpenFiles
 
@@ -96,11 +97,11 @@ def test_threads_share_a_cache_smaller_than_their_files(folder: Path, monkeypatc
 def test_a_fork_goes_on_even_if_the_lock_was_held(folder: Path, first_call: str) -> None:
     files = OpenFiles(folder)
     files.open("1.bin")
+
+    def work() -> None:
+        getattr(files, first_call)(*(() if first_call == "clear" else ("1.bin",)))
+        assert (files.get("1.bin") or files.open("1.bin")).read(offset=1, length=1) == b"\x01"
+
     with files._lock:
-        child = os.fork()
-        if child == 0:
-            getattr(files, first_call)(*(() if first_call == "clear" else ("1.bin",)))
-            os._exit(0 if (files.get("1.bin") or files.open("1.bin")).read(offset=1, length=1) == b"\x01" else 1)
-        _, status = os.waitpid(child, 0)
-    assert status == 0
+        assert exit_code_of_fork(work) == 0
     assert files.get("1.bin") is not None, "the parent's are as they were"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.data.forked import exit_code_of_fork
 from tests.data.packed import pack
 from vitscale.config import DataError
 from vitscale.data.reader import SampleReader
@@ -161,18 +162,6 @@ def test_an_unmounted_folder_loses_nothing(folder: Path, tmp_path_factory: pytes
     folder.mkdir()
 
 
-def _in_child(work: Callable[[], None]) -> int:
-    """Exit code of a forked process that does `work`."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
-            work()
-            code = 0
-        os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def _use_up_descriptors(limit: int = 128) -> list[int]:
     """Lower this process's limit and open files until there is no descriptor left."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -195,7 +184,7 @@ def test_our_own_files_are_closed_where_descriptors_run_out(folder: Path) -> Non
             assert storage.read_range(f"{number}.bin", offset=0, length=1) == bytes([number])
         assert storage.io_counters()["retries"] > 0
 
-    assert _in_child(work) == 0
+    assert exit_code_of_fork(work) == 0
 
 
 def test_a_process_without_descriptors_loses_no_sample_and_goes_on_when_it_has_some(tmp_path: Path) -> None:
@@ -211,7 +200,7 @@ def test_a_process_without_descriptors_loses_no_sample_and_goes_on_when_it_has_s
             os.close(descriptor)
         assert len(reader.read(0, 6)) == 6
 
-    assert _in_child(work) == 0
+    assert exit_code_of_fork(work) == 0
 
 
 _STRACED = """
@@ -258,7 +247,7 @@ def test_a_fork_reads_even_if_a_thread_was_reading(folder: Path) -> None:
         assert storage.read_range("a.bin", offset=1, length=1) == b"\x01"
 
     with storage._files._lock:
-        assert _in_child(work) == 0
+        assert exit_code_of_fork(work) == 0
 
 
 def test_pickle(folder: Path) -> None:
