@@ -1,11 +1,16 @@
 """The copy in host memory: the bits of the moment, in memory that is allocated once."""
 
+import contextlib
+from dataclasses import replace
+from unittest import mock
+
 import pytest
 import torch
 
 from tests.checkpoint.simulation import FakeStore, make_tensors
 from vitscale.checkpoint.fragments import Fragment
 from vitscale.checkpoint.host_copy import HostCopy, live_values, size_in_bytes
+from vitscale.config import CheckpointError
 
 
 def _store(device: str = "cpu") -> FakeStore:
@@ -64,3 +69,36 @@ def test_a_rank_that_owns_nothing_needs_nothing() -> None:
 
 def test_live_values_are_the_values_themselves(store: FakeStore) -> None:
     assert [f.values.data_ptr() for f in live_values(store.owned())] == [p.values.data_ptr() for p in store.pieces]
+
+
+def test_memory_that_is_not_there_is_one_clear_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store()
+    monkeypatch.setattr(torch, "empty", mock.Mock(side_effect=RuntimeError("can't allocate memory")))
+    with pytest.raises(CheckpointError, match=r"0\.0 GiB of host memory in each process.*set checkpoint\.in_background=false"):
+        HostCopy(store.owned())
+
+
+def test_pages_are_locked_for_a_gpu_and_unlocked_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What CUDA is asked for, on a machine without it.
+    cudart = mock.Mock()
+    cudart.cudaHostRegister.return_value = cudart.cudaHostUnregister.return_value = 0
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    fragments = [replace(fragment, values=fragment.values.as_subclass(OnGpu)) for fragment in _store().owned()]
+    host = HostCopy(fragments)
+    copies = host.take(fragments)
+    address = copies[0].values.data_ptr()
+    cudart.cudaHostRegister.assert_called_once_with(address, size_in_bytes(fragments), 0)
+    assert all(torch.equal(copy.values, fragment.values) for copy, fragment in zip(copies, fragments, strict=True))
+    torch.cuda.Stream.return_value.synchronize.assert_called_once_with()  # type: ignore[attr-defined]
+    host.close()
+    cudart.cudaHostUnregister.assert_called_once_with(address)
+    cudart.cudaHostRegister.return_value = 2
+    with pytest.raises(CheckpointError, match=r"cannot be page-locked \(CUDA error 2\)"):
+        HostCopy(fragments)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vitscale.checkpoint.fragments import Fragment
+from vitscale.config import CheckpointError
 
 _FLOAT_BYTES = 4
 
@@ -19,11 +20,12 @@ class HostCopy:
     """
 
     def __init__(self, fragments: Iterable[Fragment]) -> None:
-        """Allocates for `fragments`; every later `take` is of fragments of the same sizes."""
+        """Allocates for `fragments`; every later `take` is of fragments of the same sizes. Raises `CheckpointError` where this
+        host has not that much memory, as far as it says so."""
         fragments = list(fragments)
         self._sizes = [fragment.values.numel() for fragment in fragments]
         # Filled, so that the first save need not wait for the pages, and memory that is not there is missed at the start.
-        self._memory = torch.empty(sum(self._sizes), dtype=torch.float32, device="cpu").fill_(0.0)
+        self._memory = _allocate(sum(self._sizes)).fill_(0.0)
         self._device = next((fragment.values.device for fragment in fragments if fragment.values.is_cuda), None)
         self._stream = None
         if self._device is not None:
@@ -73,12 +75,29 @@ def _copy(fragments: Sequence[Fragment], places: Sequence[Tensor]) -> None:
         place.copy_(fragment.values, non_blocking=True)
 
 
+def _allocate(count: int) -> Tensor:
+    try:
+        return torch.empty(count, dtype=torch.float32, device="cpu")
+    except RuntimeError as error:
+        raise _too_large(count * _FLOAT_BYTES, why="there is not that much") from error
+
+
 def _lock_pages(memory: Tensor) -> None:
     # Not pin_memory=True: torch rounds that up to the next power of two.
     if memory.numel():
-        torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)))
+        code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+        if code != 0:
+            raise _too_large(memory.nbytes, why=f"it cannot be page-locked (CUDA error {code})")
 
 
 def _unlock_pages(memory: Tensor) -> None:
     if memory.numel():
-        torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())))
+        code = int(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr()))
+        assert code == 0, f"CUDA error {code}"
+
+
+def _too_large(size: int, *, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"saving in the background takes {size / 2**30:.1f} GiB of host memory in each process, and {why}; set"
+        " checkpoint.in_background=false, or train on more processes with a ZeRO stage above 0"
+    )
