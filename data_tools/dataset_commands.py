@@ -31,6 +31,11 @@ Work = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: as many as pay, at most 16.")]
 
+_THRESHOLD_HELP = (
+    "Bits of 64 in which near duplicates may differ. Meant for photographs: plain pictures, such as Fashion-MNIST's, resemble each"
+    " other by the thousand; look at --sheet, and use 0 or 1 there."
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `vitscale-data`."""
@@ -86,7 +91,7 @@ def index(
 
 def verify(
     dataset: DatasetArgument,
-    sample: Annotated[float, typer.Option(min=0.0, max=1.0, metavar="FRACTION", help="Check this share of the samples. Default: 1.")] = 1.0,
+    sample: Annotated[float, typer.Option(min=0.0, max=1.0, metavar="FRACTION", help="Check this share of the samples.")] = 1.0,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every checked image as well.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings there.")] = None,
     work: Work = None,
@@ -172,9 +177,7 @@ def _print_findings(found: VerifyReport) -> None:
 
 def stats(
     dataset: DatasetArgument,
-    sample: Annotated[
-        float, typer.Option(min=0.0, max=1.0, metavar="FRACTION", help="Measure this share of the samples. Default: 1.")
-    ] = 1.0,
+    sample: Annotated[float, typer.Option(min=0.0, max=1.0, metavar="FRACTION", help="Measure this share of the samples.")] = 1.0,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything that was counted there.")] = None,
     plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw histograms there, as PNG.")] = None,
     work: Work = None,
@@ -278,7 +281,7 @@ def dedup(
     against: Annotated[
         list[str] | None, typer.Option(metavar="EVAL", help="Evaluation data set whose images are to go from DATASET. Repeatable.")
     ] = None,
-    threshold: Annotated[int, typer.Option(min=0, max=11, help="Bits of 64 in which near duplicates may differ.")] = 6,
+    threshold: Annotated[int, typer.Option(min=0, max=11, help=_THRESHOLD_HELP)] = 6,
     only_against: Annotated[bool, typer.Option("--only-against", help="Leave duplicates within DATASET alone.")] = False,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw pairs, the least alike first.")] = None,
     workers: Workers = None,

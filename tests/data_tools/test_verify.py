@@ -177,6 +177,19 @@ def test_a_store_that_does_not_answer_is_no_damage(packed: Path, monkeypatch: py
         verify(packed)
 
 
+@pytest.mark.parametrize("options", [{}, {"decodes": True}, {"fraction": 0.5}])
+def test_progress_shows_within_a_shard_and_ends_with_it(tmp_path: Path, options: dict[str, object]) -> None:
+    dataset = pack_images(tmp_path, num_samples=300, samples_per_shard=300)
+    for damage in (False, True):
+        if damage:
+            (tmp_path / "train-00000.tar").write_bytes((tmp_path / "train-00000.tar").read_bytes()[:-9000])
+        progress: list[int] = []
+        verify_dataset(dataset, report=progress.append, **options)  # type: ignore[arg-type]
+        assert len({done for done in progress if 0 < done < 300}) >= 2
+        assert progress == sorted(progress)
+        assert progress[-1] == 300
+
+
 def test_long_lists_of_findings_are_cut(tmp_path: Path) -> None:
     pack_images(tmp_path, num_samples=40, samples_per_shard=40)
     (tmp_path / "train-00000.tar").write_bytes(bytes((tmp_path / "train-00000.tar").stat().st_size))
