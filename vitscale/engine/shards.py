@@ -62,8 +62,11 @@ class EngineStore:
                 )
 
     def optimizer_steps(self) -> int:
-        """Adam's step count, which all parameters share. Waits for the device."""
-        return int(self._state(0)["step"].item())
+        """Adam's step count, which all parameters share: a step is taken for all of them or skipped. Waits for the device."""
+        lowest, highest = torch.stack([self._state(index)["step"] for index in range(len(self._shards))]).aminmax()
+        # Plain AdamW, at stage 0, leaves out a parameter without gradient.
+        assert lowest == highest, f"parameters have taken {int(lowest)} to {int(highest)} steps: one took no part in some step's loss"
+        return int(highest)
 
     def restored(self, *, optimizer_steps: int) -> None:
         """After `held` was filled: set Adam's step count and refresh what forward reads. Collective."""
