@@ -33,7 +33,19 @@ AllowChangeOption = Annotated[
     list[str] | None, typer.Option("--allow-change", metavar="KEY", help="On a resume, accept another value of this setting. Repeatable.")
 ]
 StopAtOption = Annotated[int | None, typer.Option("--stop-at", metavar="STEP", min=1, help="Save and stop after this step (exit code 75).")]
-MaxRestartsOption = Annotated[int, typer.Option("--max-restarts", metavar="N", min=0, help="Restarts after the death of a worker.")]
+MaxRestartsOption = Annotated[
+    int, typer.Option("--max-restarts", metavar="N", min=0, help="Restarts after failures, within --refill-steps steps.")
+]
+RefillStepsOption = Annotated[
+    int, typer.Option("--refill-steps", metavar="STEPS", min=1, help="A restart counts until so many further steps are saved.")
+]
+MinWorkersOption = Annotated[
+    int | None,
+    typer.Option("--min-workers", metavar="N", min=1, help="Go on with as few workers when machines are lost. Default: wait for them."),
+]
+WaitOption = Annotated[
+    float, typer.Option("--wait-for-cluster", metavar="SECONDS", min=0, help="Wait for a lost cluster, or for room in it.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; start nothing.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traces of errors.")]
 
@@ -55,13 +67,17 @@ def train(
     allow_change: AllowChangeOption = None,
     stop_at: StopAtOption = None,
     max_restarts: MaxRestartsOption = 3,
+    refill_steps: RefillStepsOption = 200,
+    min_workers: MinWorkersOption = None,
+    wait_for_cluster: WaitOption = 600.0,
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train a run, or go on with it, in Ray Train workers.
 
-    The same run as that of `vitscale train`: each goes on where the other stopped. When a worker dies, all are restarted
-    from the newest committed checkpoint.
+    The same run as that of `vitscale train`: each goes on where the other stopped. When a worker, a machine or Ray itself
+    dies, the workers are restarted from the newest committed checkpoint. SIGTERM, Ctrl-C and SIGUSR1 let them finish their
+    step, save and stop (exit code 75); a second signal stops at once.
     """
     with present_errors(debug=debug):
         from .environment import prepare_environment, ray_address
@@ -82,15 +98,19 @@ def train(
         if dry_run:
             sys.stdout.write(describe_run(run_config, plan=made))
             return
-        from .trainer import launch_training
+        from .launcher import Supervision, launch_training
+        from .remote import ClusterProcess
 
         launch_training(
             run_config,
+            process=ClusterProcess(),
             num_workers=workers,
             address=address,
+            supervision=Supervision(
+                max_restarts=max_restarts, refill_steps=refill_steps, min_workers=min_workers, wait_seconds=wait_for_cluster
+            ),
             allow_change=allow_change or [],
             stop_at_step=stop_at,
-            max_restarts=max_restarts,
             debug=debug,
         )
 

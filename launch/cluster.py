@@ -1,10 +1,8 @@
 """The Ray cluster that a command works on: an existing one that it joins, or a local one that lives as long as the command."""
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -13,26 +11,13 @@ import ray
 from vitscale.config import UsageError
 
 from .environment import worker_variables
+from .workers import ClusterResources, Workers
 
 # Workers talk through gloo or nccl and read their own data; the object store only carries the configuration and results.
 _OBJECT_STORE_BYTES = 100 * 2**20
 # For this process and all of Ray's that work for it: only errors are told on the console.
 _LOGGING = ray.LoggingConfig(log_level="ERROR")
 _TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterResources:
-    """What the cluster has in all, as Ray counts it."""
-
-    num_cpus: int
-    num_gpus: int
-    is_local: bool
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -60,6 +45,12 @@ def ray_cluster(*, address: str | None, num_cpus: int, show_workers: bool = True
         ray.shutdown()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def room_for(workers: Workers) -> int:
+    """How many such workers the resources that nobody uses suffice for."""
+    free = ray.available_resources()
+    return min(int(free.get(name, 0.0) // amount) for name, amount in workers.resources.items())
 
 
 class _Termination:

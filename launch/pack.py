@@ -18,7 +18,8 @@ from vitscale_data_tools.plan import PackPlan
 from vitscale_data_tools.processes import Advance, Results
 from vitscale_data_tools.shard_writer import ShardJob, ShardResult, write_shard
 
-from .cluster import num_cores, ray_cluster
+from .cluster import ray_cluster
+from .workers import num_cores
 
 _SHARDS_PER_WORKER = 2
 """Handed over and not done: enough that no worker waits, few enough that not all of a large plan is copied at once."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ class TrainTask:
     """A run as it travels to the workers.
 
     `config` is the configuration as plain values, with its paths as they were written: they are relative to `folder`, the
-    directory that the command was given in. `command` is that command, for the run's records. `debug` lets workers print
-    the traces of errors that the command shows as a paragraph.
+    directory that the command was given in. `command` is that command, for the run's records. `launch` is an id of this
+    start of the command, `attempt` counts the groups of workers that it has started. `debug` lets workers print the traces
+    of errors that the command shows as a paragraph.
     """
 
     config: dict[str, Any]
     folder: str
     command: tuple[str, ...]
+    launch: str
+    attempt: int = 0
     allow_change: tuple[str, ...] = ()
     stop_at_step: int | None = None
     debug: bool = False
@@ -45,6 +49,7 @@ def make_task(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_
         config=config.model_dump(mode="json"),
         folder=str(Path.cwd()),
         command=tuple(sys.argv),
+        launch=uuid.uuid4().hex,
         allow_change=tuple(allow_change),
         stop_at_step=stop_at_step,
         debug=debug,

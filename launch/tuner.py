@@ -13,12 +13,13 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from vitscale.config import UserError
 from vitscale.run_config import dump_run_config
 
-from .cluster import ClusterResources, num_cores, ray_cluster
+from .cluster import ray_cluster
 from .plot import draw_plot, require_matplotlib
 from .results import TrialResult, is_finished, mark_finished, print_results, trial_result, write_results
 from .sweep import Sweep, Trial
 from .task import TrainTask, make_task
-from .trainer import Workers, choose_workers, run_training
+from .trainer import run_training
+from .workers import ClusterResources, Workers, choose_workers, num_cores
 
 # A trial only waits for its workers; Ray refuses 0. All trials together share this many CPUs that no worker gets.
 _TRIAL_CPUS = 0.01

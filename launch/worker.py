@@ -9,11 +9,12 @@ from typing import Any
 import torch.distributed as dist
 
 from vitscale.api import train
-from vitscale.config import UsageError, decode
+from vitscale.config import StopRequested, UsageError, decode
 from vitscale.run_config import RunConfig
 from vitscale.train.run_dir import RunDirectory
-from vitscale.train.run_lock import exclusive
+from vitscale.train.run_lock import Launch, exclusive
 
+from .preemption import has_preemption_notice
 from .task import TrainTask
 
 _LOCK_WAIT_SECONDS = 10.0
@@ -22,7 +23,8 @@ _LOCK_WAIT_SECONDS = 10.0
 def train_worker(task_text: str) -> dict[str, Any]:
     """Train the task (JSON of `TrainTask`) in the process group that Ray Train has made; every worker calls this.
 
-    Returns the step, the samples and the last values of the finished run. Raises the `UserError` of `vitscale.api.train`.
+    Returns the step, the samples and the last values of the finished run, or in `stopped` what is said of one that was
+    stopped on request. Raises any other `UserError` of `vitscale.api.train`.
     """
     task = TrainTask.from_json(task_text)
     if not task.debug:
@@ -30,9 +32,16 @@ def train_worker(task_text: str) -> dict[str, Any]:
     _enter_folder(task.folder)
     sys.argv[:] = task.command  # environment.json shows the user's command instead of Ray's
     config = decode(RunConfig, values=task.config, source="the configuration sent to the worker")
+    launch = Launch(id=task.launch, attempt=task.attempt)
     if dist.get_rank() == 0:
-        _wait_for_lock(RunDirectory(root=config.run_dir), seconds=_LOCK_WAIT_SECONDS)
-    result = train(config, allow_change=task.allow_change, stop_at_step=task.stop_at_step)
+        _wait_for_lock(RunDirectory(root=config.run_dir), launch=launch, seconds=_LOCK_WAIT_SECONDS)
+    try:
+        result = train(
+            config, allow_change=task.allow_change, stop_at_step=task.stop_at_step, stop_when=has_preemption_notice, launch=launch
+        )
+    except StopRequested as stopped:
+        # As a result and not as an error, for which Ray would wait until the end of a notice's grace.
+        return {"stopped": str(stopped)}
     return {"step": result.step, "samples": result.samples, "values": result.values}
 
 
@@ -54,15 +63,15 @@ def _enter_folder(folder: str) -> None:
         ) from None
 
 
-def _wait_for_lock(directory: RunDirectory, *, seconds: float) -> None:
-    """After a restart the killed workers' hold on the run directory may end a moment later than they do: wait for it.
+def _wait_for_lock(directory: RunDirectory, *, launch: Launch, seconds: float) -> None:
+    """When a command was killed and is given again, its workers may end a moment later than it did: wait for them.
 
     A lock that stays is left for `train` to report.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            with exclusive(directory):
+            with exclusive(directory, launch):
                 return
         except UsageError:
             time.sleep(0.2)

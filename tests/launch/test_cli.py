@@ -20,7 +20,10 @@ PACK_OPTIONS = {
     *("--classes", "--skip-unknown", "--samples-per-shard", "--shard-mebibytes", "--order", "--seed"),
 }
 OPTIONS = {
-    "train": {"--workers", "--address", "--allow-change", "--stop-at", "--max-restarts", "--dry-run", "--debug"},
+    "train": {
+        *("--workers", "--min-workers", "--address", "--wait-for-cluster", "--max-restarts", "--refill-steps"),
+        *("--allow-change", "--stop-at", "--dry-run", "--debug"),
+    },
     "tune": {"--address", "--dry-run", "--debug"},
     "pack": {"--workers", "--address", "--dry-run", "--debug", *PACK_OPTIONS},
 }

@@ -1,7 +1,6 @@
 """Joining a Ray cluster and leaving it."""
 
 import contextlib
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import ray
 
 from vitscale.config import UsageError
 from vitscale_launch import cluster
-from vitscale_launch.cluster import num_cores
+from vitscale_launch.workers import ClusterResources, Workers
 
 END_IN_BODY = """
 import os, signal, sys
@@ -36,10 +35,6 @@ with present_errors(debug=False), cluster.ray_cluster(address=None, num_cpus=2) 
     except BaseException:
         raise SystemExit(1) from None
 """
-
-
-def test_cores_are_those_this_process_may_use() -> None:
-    assert 1 <= num_cores() <= (os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize(("name", "code", "last"), [("SIGTERM", 143, ""), ("SIGINT", 130, "interrupted")])
@@ -73,5 +68,19 @@ def test_an_address_without_a_cluster_is_a_usage_error(error: Exception, monkeyp
         pass
 
 
-def enter(address: str) -> contextlib.AbstractContextManager[cluster.ClusterResources]:
+@pytest.mark.parametrize(
+    ("free", "workers", "room"),
+    [
+        ({"CPU": 5.0}, Workers(num_workers=2, cpus=2, use_gpu=False), 2),
+        ({"CPU": 5.0}, Workers(num_workers=2, cpus=1, use_gpu=True), 0),
+        ({"CPU": 5.0, "GPU": 3.0}, Workers(num_workers=2, cpus=1, use_gpu=True), 3),
+        ({}, Workers(num_workers=2, cpus=1, use_gpu=False), 0),
+    ],
+)
+def test_there_is_room_for_what_nobody_uses(free: dict[str, float], workers: Workers, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: free)
+    assert cluster.room_for(workers) == room
+
+
+def enter(address: str) -> contextlib.AbstractContextManager[ClusterResources]:
     return cluster.ray_cluster(address=address, num_cpus=1)

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
-from vitscale.config import ConfigError, DataError, NonFiniteLossError, UserError
-from vitscale_launch.failures import RestartLedger, find_user_error, first_failure, training_error
+from vitscale.config import DataError, NonFiniteLossError
+from vitscale_launch.failures import DetectionLedger, find_user_error, first_failure, outcome_of
+from vitscale_launch.outcome import Failed, Refused
+from vitscale_launch.supervise import Failure
 
 DAMAGED = DataError("shard-0.tar: sample 45 is damaged")
 GLOO = UserExceptionWithTraceback(
@@ -38,7 +40,7 @@ def in_worker(error: BaseException) -> UserExceptionWithTraceback:
 )
 def test_the_users_error_is_found_inside_rays(wrapped: BaseException) -> None:
     assert find_user_error(wrapped) is DAMAGED
-    assert training_error(wrapped, max_restarts=3) is DAMAGED
+    assert outcome_of(wrapped) == Refused(error="DataError", message=str(DAMAGED))
 
 
 @pytest.mark.parametrize("error", [GLOO, DIED, BUG, ControllerError(ValueError("x")), WorkerGroupError("x", {0: BUG})])
@@ -68,47 +70,50 @@ def test_the_cause_is_blamed_and_not_who_lost_the_connection(failures: dict[int,
     assert (failure.trace is None) == (reason == "its process died")
 
 
-def test_workers_that_keep_failing_are_one_paragraph_and_their_trace() -> None:
-    error = training_error(WorkerGroupError("x", {0: GLOO, 1: BUG}), max_restarts=2)
-    assert (type(error), error.exit_code) == (UserError, 1)
-    assert "rank 1 failed after 2 restarts: KeyError: 'x'." in str(error)
-    assert 'File "b.py", line 3' in str(error)
+def test_what_failed_may_be_tried_again() -> None:
+    outcome = outcome_of(WorkerGroupError("x", {0: GLOO, 1: BUG}))
+    assert isinstance(outcome, Failed)
+    assert (outcome.failure.kind, outcome.failure.rank, outcome.failure.reason) == ("worker", 1, "KeyError: 'x'")
+    assert 'File "b.py", line 3' in (outcome.failure.trace or "")
 
 
 def test_a_cluster_that_cannot_start_workers_is_told() -> None:
-    error = training_error(ControllerError(TimeoutError("no resources for 4 workers")), max_restarts=2)
-    assert error.exit_code == 1
-    assert "no resources for 4 workers" in str(error)
+    outcome = outcome_of(ControllerError(TimeoutError("no resources for 4 workers")))
+    assert outcome == Failed(failure=Failure(kind="start", reason="no resources for 4 workers"))
 
 
-def restart_events(path: Path) -> list[dict[str, Any]]:
+@pytest.mark.parametrize(
+    "error",
+    [ActorUnavailableError("gone", b"0" * 16), ActorDiedError(), ControllerError(ActorDiedError()), ConnectionError("no head")],
+)
+def test_without_its_controller_ray_is_lost(error: BaseException) -> None:
+    outcome = outcome_of(error)
+    assert isinstance(outcome, Failed)
+    assert outcome.failure.kind == "cluster"
+    assert outcome.failure.reason.startswith("Ray was lost: ")
+
+
+def test_a_lost_machine_is_told_from_a_dead_process() -> None:
+    lost = WorkerHealthCheckFailedError("Worker 1: the actor died because its node has died. Node Id: 12", ActorDiedError())
+    assert first_failure({0: GLOO, 1: lost}).reason == "its machine left the cluster"
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_users_error_ends_the_run_at_once(tmp_path: Path) -> None:
+def test_the_moment_of_a_failure_is_recorded(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
-    events.touch()
-    ledger = RestartLedger(events=events, max_restarts=3)
-    for error in (ConfigError("bad key"), NonFiniteLossError("step 3: the loss is nan")):
-        with pytest.raises(type(error), match=str(error)):
-            ledger.after_exception(None, {0: in_worker(error), 1: GLOO})
-    assert restart_events(events) == []
-
-
-def test_every_restart_is_recorded_with_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    events = tmp_path / "events.jsonl"
-    events.touch()
-    ledger = RestartLedger(events=events, max_restarts=2)
+    ledger = DetectionLedger(events=events)
     ledger.after_exception(None, {0: GLOO, 1: DIED})
     ledger.after_exception(None, {0: BUG, 1: GLOO})
-    ledger.after_exception(None, {0: BUG, 1: GLOO})  # beyond the limit: Ray gives up, nothing is restarted
-    first, second = restart_events(events)
-    assert (first["event"], first["restart"], first["rank"], "trace" in first) == ("restart", 1, 1, False)
-    assert (second["event"], second["restart"], second["rank"]) == ("restart", 2, 0)
+    first, second = recorded(events)
+    assert (first["event"], first["rank"], "trace" in first) == ("worker_failed", 1, False)
+    assert first["reason"].startswith("its process died")
+    assert (second["rank"], second["reason"]) == (0, "KeyError: 'x'")
     assert "KeyError" in second["trace"]
-    assert capsys.readouterr().out.splitlines() == [first["message"], second["message"]]
 
 
-def test_a_failure_before_there_is_a_run_directory_is_only_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    RestartLedger(events=tmp_path / "missing" / "events.jsonl", max_restarts=1).after_exception(None, {0: DIED})
-    assert "restart 1 of at most 1" in capsys.readouterr().out
+def test_a_users_error_is_for_the_command_to_tell(tmp_path: Path) -> None:
+    DetectionLedger(events=tmp_path / "events.jsonl").after_exception(None, {0: GLOO, 1: in_worker(NonFiniteLossError("step 3"))})
+    assert not (tmp_path / "events.jsonl").exists()

@@ -11,54 +11,15 @@ import pytest
 
 from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, events, losses, read_lines, sample_ids, tiny_config
 from vitscale.api import train
-from vitscale.config import ConfigError, DataError, NonFiniteLossError, StopRequested, UsageError, UserError
+from vitscale.config import DataError, NonFiniteLossError, StopRequested
 from vitscale.run_config import RunConfig
-from vitscale_launch.cluster import ClusterResources
+from vitscale.train.run_lock import read_owner
 from vitscale_launch.task import make_task
-from vitscale_launch.trainer import Workers, choose_workers, run_training
+from vitscale_launch.trainer import run_training
+from vitscale_launch.workers import Workers
 
 NUM_STEPS = 400
 LONG = (f"train.num_samples={16 * NUM_STEPS}", "checkpoint.every_steps=50", "train.log_every_steps=10", "train.log_images=0")
-
-
-def cluster(*, cpus: int = 8, gpus: int = 0, local: bool = True) -> ClusterResources:
-    return ClusterResources(num_cpus=cpus, num_gpus=gpus, is_local=local)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "there", "expected"),
-    [
-        ({"num_workers": 2}, cluster(), Workers(num_workers=2, cpus=4, use_gpu=False)),
-        ({"num_workers": 3}, cluster(), Workers(num_workers=3, cpus=2, use_gpu=False)),
-        ({"num_workers": 8}, cluster(), Workers(num_workers=8, cpus=1, use_gpu=False)),
-        ({"num_workers": 2}, cluster(local=False), Workers(num_workers=2, cpus=1, use_gpu=False)),
-        ({"num_workers": 2}, cluster(gpus=4), Workers(num_workers=2, cpus=4, use_gpu=True)),
-        ({"num_workers": 2, "device": "cpu"}, cluster(gpus=4), Workers(num_workers=2, cpus=4, use_gpu=False)),
-        ({"num_workers": 1, "num_runs": 2}, cluster(cpus=3), Workers(num_workers=1, cpus=1, use_gpu=False)),
-    ],
-)
-def test_workers_share_what_the_cluster_has(wanted: dict[str, Any], there: ClusterResources, expected: Workers) -> None:
-    assert choose_workers(**({"num_runs": 1, "device": "auto"} | wanted), cluster=there) == expected
-
-
-@pytest.mark.parametrize(
-    ("wanted", "there", "error", "message"),
-    [
-        ({"num_workers": 9}, cluster(local=False), UsageError, "9 workers need 9 CPUs, but the Ray cluster has 8"),
-        ({"num_workers": 3}, cluster(gpus=2), UsageError, "3 workers need 3 GPUs, but the Ray cluster has 2"),
-        ({"num_workers": 1, "device": "cuda"}, cluster(), ConfigError, "no machine of the Ray cluster has a GPU"),
-    ],
-)
-def test_what_the_cluster_lacks_is_told_at_once(
-    wanted: dict[str, Any], there: ClusterResources, error: type[UserError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        choose_workers(**({"num_runs": 1, "device": "auto"} | wanted), cluster=there)
-
-
-def test_a_worker_reserves_its_gpu() -> None:
-    assert Workers(num_workers=2, cpus=4, use_gpu=True).resources == {"CPU": 4, "GPU": 1}
-    assert Workers(num_workers=2, cpus=1, use_gpu=False).resources == {"CPU": 1}
 
 
 def ray_train(config: RunConfig, *, num_workers: int, max_restarts: int = 0, stop_at_step: int | None = None) -> dict[str, Any]:
@@ -128,7 +89,9 @@ def kill_holder(run_dir: Path, step: int) -> None:
     while time.monotonic() < deadline:
         metrics = run_dir / "metrics.jsonl"
         if metrics.exists() and any(f'"step": {step},' in line for line in metrics.read_text().splitlines()):
-            os.kill(int((run_dir / ".lock").read_text().split()[1]), signal.SIGKILL)
+            holder = read_owner(run_dir)
+            assert holder is not None
+            os.kill(holder.pid, signal.SIGKILL)
             return
         time.sleep(0.02)
 

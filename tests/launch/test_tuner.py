@@ -12,9 +12,9 @@ from tests.launch.test_sweep import write_sweep
 from tests.train.tiny_run import events
 from vitscale.config import UserError
 from vitscale_launch import tuner
-from vitscale_launch.cluster import ClusterResources
 from vitscale_launch.sweep import load_sweep
 from vitscale_launch.tuner import run_sweep
+from vitscale_launch.workers import ClusterResources
 
 
 @pytest.mark.parametrize(("num_cpus", "num_parallel", "cpus"), [(3, 2, 1), (3, 1, 2), (9, 2, 4), (5, 2, 2)])

@@ -15,7 +15,8 @@ from tests.train.tiny_run import losses, tiny_config
 from vitscale.config import UsageError
 from vitscale.engine.processes import shutdown
 from vitscale.train.run_dir import RunDirectory
-from vitscale.train.run_lock import exclusive
+from vitscale.train.run_lock import Launch, exclusive
+from vitscale_launch import worker
 from vitscale_launch.task import make_task
 from vitscale_launch.worker import _enter_folder, _wait_for_lock, train_worker
 
@@ -46,6 +47,26 @@ def test_a_worker_trains_where_the_command_was_given(tmp_path: Path, monkeypatch
     assert dist.is_initialized(), "the group belongs to Ray"
 
 
+@pytest.mark.usefixtures("process_group")
+def test_a_stop_is_a_result_and_other_errors_are_raised(tmp_path: Path) -> None:
+    outcome = train_worker(make_task(tiny_config(tmp_path), stop_at_step=2).to_json())
+    assert "stopped on request after step 2 of 6" in outcome["stopped"]
+    with exclusive(RunDirectory(root=tmp_path / "runs" / "tiny"), Launch(id="a", attempt=1)):
+        worker._LOCK_WAIT_SECONDS, before = 0.1, worker._LOCK_WAIT_SECONDS
+        try:
+            with pytest.raises(UsageError, match="another process is training"):
+                train_worker(make_task(tiny_config(tmp_path)).to_json())
+        finally:
+            worker._LOCK_WAIT_SECONDS = before
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_notice_of_preemption_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "has_preemption_notice", iter([False, False, True]).__next__)
+    assert "stopped on request after step 3 of 6" in train_worker(make_task(tiny_config(tmp_path)).to_json())["stopped"]
+    assert (tmp_path / "runs" / "tiny" / "checkpoints" / "step-00000003").is_dir()
+
+
 def test_a_folder_that_the_machine_lacks_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be entered on the worker's machine"):
         _enter_folder(str(tmp_path / "missing"))
@@ -64,7 +85,7 @@ def test_a_lock_that_is_about_to_go_is_waited_for(tmp_path: Path) -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     taken.wait()
-    _wait_for_lock(directory, seconds=30.0)
+    _wait_for_lock(directory, launch=Launch(id="a", attempt=0), seconds=30.0)
     assert released.is_set()
     holder.join()
 
@@ -73,7 +94,7 @@ def test_a_lock_that_stays_is_left_to_the_training(tmp_path: Path) -> None:
     directory = RunDirectory(root=tmp_path / "run")
     with exclusive(directory):
         begin = time.monotonic()
-        _wait_for_lock(directory, seconds=0.5)
+        _wait_for_lock(directory, launch=Launch(id="a", attempt=0), seconds=0.5)
         assert 0.5 <= time.monotonic() - begin < 10.0
         with pytest.raises(UsageError, match="another process is training"), exclusive(directory):
             pass
