@@ -43,6 +43,7 @@ def test_failures_that_may_pass(error: Exception, words: str) -> None:
         (FileNotFoundError("gone"), "no such file"),
         (_answer(403, "InvalidAccessKeyId"), "refused the credentials of the environment (HTTP 403, InvalidAccessKeyId)"),
         (_answer(403, "SignatureDoesNotMatch"), "(HTTP 403, SignatureDoesNotMatch)"),
+        (_answer(403, "AccessDenied"), "(HTTP 403, AccessDenied), or the file is not there and they may not list the bucket. Check"),
         (_answer(401), "refused the credentials of the environment (HTTP 401)"),
         (_answer(400, "ExpiredToken"), "refused the credentials of the environment (HTTP 400, ExpiredToken)"),
         (_answer(301, "PermanentRedirect"), "redirects elsewhere (HTTP 301, PermanentRedirect). Check region"),

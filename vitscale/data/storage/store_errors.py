@@ -89,8 +89,11 @@ def _about_credentials(refused: RefusedError, *, address: Address) -> str:
         return f"the server lets nobody read this without a password ({refused.answer}). Make it readable, or use an object store"
     if refused.code == "NoCredentials":
         return f"the environment holds no credentials for this store. Set {variables}"
+    # What S3 answers, lest names be guessed.
+    or_missing = ", or the file is not there and they may not list the bucket" if refused.code == "AccessDenied" else ""
     return (
-        f"the store refused the credentials of the environment ({refused.answer}). Check that they are valid and may read here: {variables}"
+        f"the store refused the credentials of the environment ({refused.answer}){or_missing}. "
+        f"Check that they are valid and may read here: {variables}"
     )
 
 
