@@ -217,7 +217,7 @@ def test_every_culprit_is_told_of_once(blame: Blame, told: dict[int, tuple[int, 
 def test_messages_name_the_rank_its_place_and_who_waited() -> None:
     states = {0: hung(0, collectives=1, in_collective=True), 1: hung(1, stopped=True)}
     message = hang_message(states[1], states=states, blame=Blame(ranks=(1,), certain=True))
-    assert message.startswith("rank 1 (process 101 on host1) has shown no progress for 21 s in phase step after step 12, stopped by a signal")
+    assert message.startswith("rank 1 (process 101 on host1) has shown no progress for 21 s in phase step after step 12, stopped by")
     assert message.endswith("Others waited: rank 0 in phase step after step 12, waiting in a collective")
     unknown = hang_message(states[0], states=states, blame=Blame(ranks=(0, 1), certain=False))
     assert unknown.startswith("ranks 0, 1 have shown no progress for 21 s")
@@ -233,6 +233,8 @@ def test_many_who_waited_are_counted() -> None:
 
 def test_a_state_travels_as_json() -> None:
     assert RankState.from_json(hung(1).to_json()) == hung(1)
-    for text in ("", "{", json.dumps({"rank": 1, "flavour": "sweet"}), hung(1).to_json()[:40]):
-        with pytest.raises(ValueError):
+    for text in ("", "{", hung(1).to_json()[:40]):
+        with pytest.raises(json.JSONDecodeError):
             RankState.from_json(text)
+    with pytest.raises(ValueError, match="flavour"):
+        RankState.from_json(json.dumps({"rank": 1, "flavour": "sweet"}))

@@ -84,5 +84,6 @@ def test_own_work(device: str, forward: float | None, expected: float | None) ->
 
 def test_messages() -> None:
     straggler = Straggler(rank=1, seconds=10.0, others_seconds=2.0)
-    assert straggler_message(straggler, hosts=["a", "b"], is_slow=True).startswith("rank 1 on b is slow: its own work, data included, took 10.00 s")
+    slow = straggler_message(straggler, hosts=["a", "b"], is_slow=True)
+    assert slow.startswith("rank 1 on b is slow: its own work, data included, took 10.00 s since the last report, 5.0 times the 2.00 s")
     assert straggler_message(straggler, hosts=["a", "b"], is_slow=False) == "rank 1 on b is as fast as the others again"

@@ -3,8 +3,8 @@
 Arguments: run directory, rank, world size, hang_seconds, fault. Prints its process id and its watchdog's.
 """
 
-import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -49,7 +49,7 @@ def loop_in_python(heartbeat: Heartbeat) -> None:
 
 def loop_holding_the_interpreter(heartbeat: Heartbeat) -> None:
     heartbeat.beat("step", GOOD_STEPS)
-    ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock; nothing else of Python runs in the meantime
+    re.match("(a+)+$", "a" * 60 + "b")  # for years, in C, without letting another thread run
 
 
 def wait_in_a_collective(heartbeat: Heartbeat) -> None:
@@ -64,7 +64,7 @@ def evaluate_for_long(heartbeat: Heartbeat) -> None:
         time.sleep(0.1)
 
 
-def stop_its_watchdog(heartbeat: Heartbeat) -> None:
+def sleep_in_a_step(heartbeat: Heartbeat) -> None:
     heartbeat.beat("step", GOOD_STEPS)
     time.sleep(1000)
 
@@ -76,7 +76,7 @@ FAULTS = {
     "loop": loop_in_python,
     "locked": loop_holding_the_interpreter,
     "waits": wait_in_a_collective,
-    "sleeps": stop_its_watchdog,
+    "sleeps": sleep_in_a_step,
     "evaluates": evaluate_for_long,
 }
 

@@ -103,7 +103,8 @@ class SilenceClock:
 
 @dataclass(frozen=True, kw_only=True)
 class RankState:
-    """What one rank's watchdog publishes for the others. `attempt` tells starts of the same run apart."""
+    """What one rank's watchdog publishes for the others. `attempt` tells starts of the same run apart; `alarm` calls the others
+    to write their stacks too, and `dumped` says that this has been done."""
 
     attempt: str
     rank: int
@@ -118,6 +119,8 @@ class RankState:
     silent_seconds: float = 0.0
     limit_seconds: float = 0.0
     stopped: bool = False
+    alarm: bool = False
+    dumped: bool = False
     closed: bool = False
 
     def showing(self, signs: Signs, *, silent_seconds: float, limit_seconds: float, stopped: bool) -> "RankState":

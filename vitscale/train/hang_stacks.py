@@ -19,6 +19,7 @@ _MIN_WATCHED_SECONDS = 2.0
 _ANSWER_SECONDS = 2.0
 _CONTINUED_SECONDS = 1.0
 _SETTLED_SECONDS = 0.15
+_CONTINUED_SETTLED_SECONDS = 0.03  # all that while it goes on with its work
 _MAX_THREADS = 64
 _KEPT = ("Name", "State", "TracerPid", "Threads", "VmRSS", "SigPnd", "ShdPnd", "SigBlk", "voluntary_ctxt_switches")
 
@@ -92,7 +93,7 @@ def dump_stacks(process: RankProcess, *, descriptor: int, stopped: bool, py_spy:
     begin = os.fstat(descriptor).st_size
     if not stopped:
         process.send(DUMP_SIGNAL)
-        if text := _wait_for_text(descriptor, begin=begin, seconds=_ANSWER_SECONDS):
+        if text := _wait_for_text(descriptor, begin=begin, seconds=_ANSWER_SECONDS, settled_seconds=_SETTLED_SECONDS):
             return text
     if py_spy is not None and (text := _py_spy(py_spy, pid=process.pid)):
         return text
@@ -100,21 +101,21 @@ def dump_stacks(process: RankProcess, *, descriptor: int, stopped: bool, py_spy:
         return "no Python stacks: the process did not run its signal handler, and py-spy is not installed or could not read it\n"
     process.send(DUMP_SIGNAL)
     process.send(signal.SIGCONT)
-    text = _wait_for_text(descriptor, begin=begin, seconds=_CONTINUED_SECONDS)
+    text = _wait_for_text(descriptor, begin=begin, seconds=_CONTINUED_SECONDS, settled_seconds=_CONTINUED_SETTLED_SECONDS)
     process.send(signal.SIGSTOP)
     return text or "no Python stacks: the process did not run its signal handler after it was continued\n"
 
 
-def _wait_for_text(descriptor: int, *, begin: int, seconds: float) -> str:
+def _wait_for_text(descriptor: int, *, begin: int, seconds: float, settled_seconds: float) -> str:
     """What was appended after `begin`, once no more comes."""
     deadline, size, changed = time.monotonic() + seconds, begin, time.monotonic()
     while time.monotonic() < deadline:
         now = os.fstat(descriptor).st_size
         if now != size:
             size, changed = now, time.monotonic()
-        elif size > begin and time.monotonic() - changed > _SETTLED_SECONDS:
+        elif size > begin and time.monotonic() - changed > settled_seconds:
             break
-        time.sleep(0.02)
+        time.sleep(0.01)
     return os.pread(descriptor, size - begin, begin).decode(errors="replace")
 
 

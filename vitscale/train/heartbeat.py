@@ -4,7 +4,6 @@ import mmap
 import os
 import struct
 import sys
-import tempfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -110,4 +109,7 @@ def anonymous_file(name: str) -> BinaryIO:
     """A file in memory without a path, which is gone with the last process that holds it."""
     if sys.platform == "linux":
         return open(os.memfd_create(name), "r+b", buffering=0)
+    # Imported where it is needed: it is two of the watchdog's megabytes.
+    import tempfile
+
     return tempfile.TemporaryFile(buffering=0)

@@ -8,11 +8,9 @@ import json
 import os
 import select
 import signal
-import socket
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -78,6 +76,8 @@ def main(task_text: str) -> None:
     try:
         Watch(task).run()
     except Exception:
+        import traceback
+
         with open(Path(task.run_dir) / "logs" / f"watchdog-rank-{task.rank:05d}.txt", "a") as file:
             file.write(traceback.format_exc())
         os._exit(1)
@@ -95,7 +95,7 @@ class Watch:
         self._clock = SilenceClock(read_signs(self._memory), hang_seconds=task.hang_seconds, start_seconds=task.start_seconds)
         self._board = StateBoard(Path(task.run_dir) / "heartbeats", rank=task.rank, world_size=task.world_size, attempt=task.attempt)
         self._aside = Aside()
-        self._state = RankState(attempt=task.attempt, rank=task.rank, host=socket.gethostname(), pid=task.pid)
+        self._state = RankState(attempt=task.attempt, rank=task.rank, host=os.uname().nodename, pid=task.pid)
         self._condition = Condition()
         self._next_publication = self._next_reading = 0.0
 
@@ -139,6 +139,8 @@ class Watch:
         if silent >= limit - _EARLY_SECONDS and time.monotonic() >= self._next_reading:
             self._next_reading = time.monotonic() + 0.5
             self._aside.run(self._board.read, seconds=1.0)
+        if silent >= limit / 2 and any(other.alarm for other in self._board.answering.values()):
+            return True  # somebody is certain that the run hangs: the stacks of all ranks belong together
         if silent < limit:
             return False
         if not self._condition.stopped and ranks_waited_for(self._shown(), self._board.answering.values()):
@@ -174,14 +176,16 @@ class Watch:
         return not goes_on
 
     def _tell(self) -> bool:
-        begin, before = time.monotonic(), dict(self._board.answering)
-        self._state = state = self._shown()
+        begin = time.monotonic()
+        self._state = state = replace(self._shown(), alarm=True)
         self._board.publish(state)
         stacks = self._write_stacks()
-        while time.monotonic() < begin + _SETTLE_SECONDS and not self._board.all_published_since(before):
+        self._board.publish(replace(state, published=state.published + 1, dumped=True))
+        while time.monotonic() < begin + _SETTLE_SECONDS and not self._board.has_every_dump:
             time.sleep(0.1)
             self._board.read()
         if not state.stopped and read_signs(self._memory) != self._clock.signs:
+            self._state = replace(state, published=state.published + 1, alarm=False)
             return False
         states = self._board.answering | {state.rank: state}
         blame = find_culprits(states, lost=self._board.lost)
@@ -277,9 +281,10 @@ class StateBoard:
         """The others of whom nothing new has come."""
         return [rank for rank in self._others if rank not in self.last or (not self.last[rank].closed and self._age(rank) > _LOST_SECONDS)]
 
-    def all_published_since(self, earlier: Mapping[int, RankState]) -> bool:
-        """Whether every other rank that answers has written something after `earlier`."""
-        return all(state.closed or state != earlier.get(rank) for rank, state in self.answering.items())
+    @property
+    def has_every_dump(self) -> bool:
+        """Whether every other rank that answers has its stacks on disk."""
+        return all(state.closed or state.dumped for state in self.answering.values())
 
     def _age(self, rank: int) -> float:
         return time.monotonic() - self._changed[rank]
