@@ -25,7 +25,7 @@ LAYERS = (
     ("engine",),
     ("train",),
     ("api",),
-    ("events_commands",),
+    ("events_commands", "checkpoint_commands"),
     ("cli",),
     ("__main__",),
 )
@@ -66,6 +66,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 COMMAND_FILES = (
     "vitscale/cli.py",
     "vitscale/events_commands.py",
+    "vitscale/checkpoint_commands.py",
     "launch/cli.py",
     "data_tools/cli.py",
     "data_tools/dataset_commands.py",

@@ -88,7 +88,7 @@ def commit(partial: Path, *, content: SaveContent, parts: Sequence[FileEntry], c
         write_durably(partial / MANIFEST, encode_manifest(manifest))
         sync_folder(partial)
         check_owner()
-        _put_in_place(partial, step=content.step)
+        put_in_place(partial, step=content.step)
     return sum(entry.bytes for entry in manifest.files)
 
 
@@ -97,7 +97,8 @@ def discard(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _put_in_place(partial: Path, *, step: int) -> None:
+def put_in_place(partial: Path, *, step: int) -> Path:
+    """Give the finished folder its final name, in the place of an older checkpoint of the step, and return its path."""
     final = step_folder(partial.parent, step=step)
     replaced = step_folder(partial.parent, step=step, role="replaced")
     if final.exists():
@@ -106,6 +107,7 @@ def _put_in_place(partial: Path, *, step: int) -> None:
         rename_durably(final, replaced)
     rename_durably(partial, final)
     shutil.rmtree(replaced, ignore_errors=True)
+    return final
 
 
 def _write_text(path: Path, text: str) -> FileEntry:

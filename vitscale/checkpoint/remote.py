@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitscale.checkpoint.commit import put_in_place
 from vitscale.checkpoint.discover import Found, find_newest, hash_file
-from vitscale.checkpoint.durable import create_folder, disk_errors, rename_durably, sync_folder, write_durably
+from vitscale.checkpoint.durable import create_folder, disk_errors, sync_folder, write_durably
 from vitscale.checkpoint.layout import MANIFEST, list_step_folders, parse_step_folder, step_folder
 from vitscale.checkpoint.manifest import FileEntry, Manifest, parse_manifest
 from vitscale.checkpoint.retention import RetentionPolicy, format_bytes, free_bytes
@@ -143,7 +144,7 @@ class RemoteCheckpoints:
                     self._receive(entry, step=step, partial=partial)
                 write_durably(partial / MANIFEST, data)
                 sync_folder(partial)
-                return _put_in_place(partial, step=step)
+                return put_in_place(partial, step=step)
 
     def prune(self, policy: RetentionPolicy, *, saved: int, pending: Collection[int] = ()) -> list[str]:
         """Delete what `policy` does not keep, now that `saved` is there, and what uploads that died left; return the names.
@@ -314,15 +315,3 @@ def _check_space(folder: Path, *, needed_bytes: int) -> None:
             f"{folder}: {format_bytes(needed_bytes)} are still to be downloaded and {format_bytes(free)} are free there;"
             " free space on that disk"
         )
-
-
-def _put_in_place(partial: Path, *, step: int) -> Path:
-    final = step_folder(partial.parent, step=step)
-    replaced = step_folder(partial.parent, step=step, role="replaced")
-    if final.exists():
-        # A folder with content cannot be renamed over.
-        shutil.rmtree(replaced, ignore_errors=True)
-        rename_durably(final, replaced)
-    rename_durably(partial, final)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return final
