@@ -28,7 +28,7 @@ def test_no_file_is_left_out() -> None:
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_a_run_decodes_and_plans(path: Path, world_size: int) -> None:
     config = load_run_config(path)
-    plan = make_plan(config, cluster=Cluster(device="cpu", world_size=world_size, memory_bytes=12 * 2**30))
+    plan = make_plan(config, cluster=Cluster(device="cpu", world_size=world_size, memory_bytes=12 * 2**30, host_memory_bytes=12 * 2**30))
     assert plan.num_steps == config.num_steps > 0
     assert plan.micro_batch * plan.accumulation * world_size == config.train.global_batch
 

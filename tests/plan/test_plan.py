@@ -18,8 +18,8 @@ BASE: dict[str, Any] = {
     "optim": {"lr": 1e-3},
     "train": {"num_samples": 100_000, "global_batch": 1024},
 }
-GPU = Cluster(device="cuda", world_size=8, memory_bytes=80 * 2**30)
-CPU = Cluster(device="cpu", world_size=2, memory_bytes=12 * 2**30)
+GPU = Cluster(device="cuda", world_size=8, memory_bytes=80 * 2**30, host_memory_bytes=100 * 2**30)
+CPU = Cluster(device="cpu", world_size=2, memory_bytes=12 * 2**30, host_memory_bytes=12 * 2**30)
 
 
 def config(*overrides: str) -> RunConfig:
@@ -51,11 +51,29 @@ def test_a_model_that_needs_a_smaller_micro_batch_gets_one() -> None:
     assert large.memory.total < 0.85 * GPU.memory_bytes
 
 
+@pytest.mark.parametrize(
+    ("overrides", "cluster", "in_background"),
+    [
+        (["model.variant=B/16"], CPU, True),
+        (["model.variant=H/14", "train.global_batch=2", "parallel.recompute=full"], CPU, False),
+        (["model.variant=H/14", "checkpoint.in_background=true"], CPU, True),
+        (["model.variant=B/16", "checkpoint.in_background=false"], GPU, False),
+        (["model.variant=G/14", "parallel.recompute=full"], GPU, True),
+        (["model.variant=22B/14", "parallel.recompute=full"], GPU, True),
+        (["model.variant=22B/14", "parallel.recompute=full", "optim.ema_decay=0.999", "parallel.offload_optimizer=true"], GPU, False),
+    ],
+)
+def test_saves_go_on_in_the_background_where_the_copy_fits(overrides: list[str], cluster: Cluster, in_background: bool) -> None:
+    assert make_plan(config(*overrides), cluster=cluster).saves_in_background is in_background
+
+
 def test_every_open_choice_has_a_reason() -> None:
     reasons = make_plan(config(), cluster=GPU).reasons
-    for key in ("parallel.precision", "parallel.zero_stage", "parallel.micro_batch", "data.lanes"):
+    for key in ("parallel.precision", "parallel.zero_stage", "parallel.micro_batch", "data.lanes", "checkpoint.in_background"):
         assert any(reason.startswith(f"{key}:") for reason in reasons), key
-    chosen = config("parallel.precision=fp32", "parallel.zero_stage=1", "parallel.micro_batch=8", "data.lanes=8")
+    chosen = config(
+        "parallel.precision=fp32", "parallel.zero_stage=1", "parallel.micro_batch=8", "data.lanes=8", "checkpoint.in_background=false"
+    )
     assert make_plan(chosen, cluster=GPU).reasons == ()
 
 

@@ -36,7 +36,7 @@ def do(root: Path, job: dict) -> int:  # type: ignore[type-arg]
     if job["do"] == "resave":
         # Restores on the ranks there are now and writes the same step again.
         with open_run(config) as run:
-            run.save(run.start)
+            run.save(run.start, last=True)
         return 0
     try:
         api.train(config, stop_at_step=job.get("stop_at"))

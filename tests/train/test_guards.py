@@ -1,12 +1,11 @@
 """Stopping: one decision for all, and the first step that went wrong."""
 
-import math
 import os
 import signal
 
 import pytest
 
-from vitscale.train.guards import NonFinite, StopRequest, Verdict, first_non_finite, non_finite_message
+from vitscale.train.guards import NonFinite, StopRequest, Verdict, non_finite_message
 
 
 def test_a_step_given_beforehand_stops_there() -> None:
@@ -45,19 +44,6 @@ def test_others_may_ask_too() -> None:
         assert [stop.vote(step, failed=False).verdict for step in (1, 2)] == [Verdict.GO_ON, Verdict.STOP]
     finally:
         stop.close()
-
-
-@pytest.mark.parametrize(
-    ("losses", "norms", "expected"),
-    [
-        ([1.0, 2.0], [1.0, 1.0], None),
-        ([1.0, math.nan, math.nan], [1.0, 1.0, 1.0], NonFinite(step=12, what="the loss is nan")),
-        ([1.0, 2.0], [1.0, math.inf], NonFinite(step=12, what="the gradient norm is inf")),
-        ([math.inf, 2.0], [math.nan, 1.0], NonFinite(step=11, what="the loss is inf")),
-    ],
-)
-def test_the_first_bad_step_is_found(losses: list[float], norms: list[float], expected: NonFinite | None) -> None:
-    assert first_non_finite(losses, norms, first_step=11) == expected
 
 
 def test_the_message_names_step_samples_and_checkpoint() -> None:

@@ -34,7 +34,7 @@ def tuning(source: Path, root: Path, *overrides: str) -> RunConfig:
 def first_weights(config: RunConfig) -> dict[str, torch.Tensor]:
     """The weights of step 0, as a checkpoint would hold them."""
     with open_run(config) as run:
-        run.save(TrainState())
+        run.save(TrainState(), last=True)
     return {name: value for (name, kind), value in checkpoint_tensors(config.run_dir, step=0).items() if kind == "weight"}
 
 

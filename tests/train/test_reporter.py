@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from vitscale.checkpoint.saver import SaveOutcome
 from vitscale.config import NonFiniteLossError
 from vitscale.train.pending import StepSummary
 from vitscale.train.reporter import Reporter
@@ -49,12 +50,15 @@ def reporter(*observers: Recorder) -> Reporter:
         batch_ids=lambda step: [step * 10, step * 10 + 1],
         newest_checkpoint=lambda: "checkpoints/step-00000010",
         memory_bytes=lambda: 2**29,
+        max_skipped_steps=2,
         known_values={"loss": 9.0, "eval/test/top1": 0.5},
     )
 
 
-def summary(*losses: float) -> StepSummary:
-    return StepSummary(first_step=11, losses=losses, grad_norms=(1.0,) * len(losses), values={"loss": sum(losses) / len(losses)})
+def summary(*losses: float, norms: tuple[float, ...] | None = None) -> StepSummary:
+    norms = norms or (1.0,) * len(losses)
+    taken = [loss for loss, norm in zip(losses, norms, strict=True) if math.isfinite(norm)]
+    return StepSummary(first_step=11, losses=losses, grad_norms=norms, values={"loss": sum(taken) / len(taken)} if taken else {})
 
 
 def test_every_observer_gets_every_value() -> None:
@@ -84,22 +88,52 @@ def test_newest_values_replace_those_of_an_earlier_attempt() -> None:
     assert told.last_step == 12
 
 
-def test_a_save_is_reported_when_it_is_done_and_only_then() -> None:
+def test_a_save_is_reported_with_its_times_and_what_it_replaced() -> None:
     seen = Recorder()
-    with reporter(seen).saving(STATE):
-        assert seen.seen == []
-    (event,) = seen.seen
-    assert (event.kind, event.step) == ("checkpoint", 12)
-    assert event.details["seconds"] >= 0
-    with pytest.raises(OSError, match="disk"), reporter(seen).saving(STATE):
-        raise OSError("disk")
-    assert len(seen.seen) == 1
+    told = reporter(seen)
+    told.saved(SaveOutcome(step=12, error=None, stall_seconds=0.25, seconds=4.0, num_bytes=100, deleted=("step-00000008",)))
+    told.saved(SaveOutcome(step=16, error=None, stall_seconds=0.25, seconds=0.25, num_bytes=100, deletion_error="step-00000012 stays"))
+    in_background, at_once, not_deleted = seen.seen
+    assert (in_background.kind, in_background.step) == ("checkpoint", 12)
+    assert in_background.message == "saved checkpoint of step 12 in 4.00 s; training stood still for 0.25 s of it"
+    assert in_background.details == {"seconds": 4.0, "stall_seconds": 0.25, "bytes": 100, "deleted": ["step-00000008"]}
+    assert at_once.message == "saved checkpoint of step 16 in 0.25 s"
+    assert (not_deleted.kind, not_deleted.message) == ("prune_failed", "step-00000012 stays")
 
 
-def test_a_bad_loss_is_reported_with_its_batch_and_raised_before_anything_else() -> None:
+def test_saves_that_fail_are_told_and_counted() -> None:
     seen = Recorder()
+    told = reporter(seen)
+    for step in (12, 16):
+        told.saved(SaveOutcome(step=step, error="no space left", stall_seconds=0.1, seconds=0.1, num_bytes=0))
+    assert [(event.kind, event.step, event.details["failed_saves"]) for event in seen.seen] == [
+        ("save_failed", 12, 1),
+        ("save_failed", 16, 2),
+    ]
+
+
+def test_steps_without_a_finite_gradient_are_told_and_left_out() -> None:
+    seen = Recorder()
+    told = reporter(seen)
+    assert told.skipped(summary(1.0, 5.0, norms=(1.0, math.inf))) is None
+    (skipped,) = seen.seen
+    assert (skipped.kind, skipped.step, skipped.details["sample_ids"]) == ("skipped_step", 12, [120, 121])
+    none_taken = summary(5.0, norms=(math.inf,))
+    assert told.skipped(none_taken) is None
+    told.steps(STATE, none_taken, lr=0.25, timing=TIMING, data=DATA)
+    assert [event.kind for event in seen.seen[1:]] == ["skipped_step"], "with no step taken there are no figures to report"
+    fatal = told.skipped(none_taken)
+    assert fatal is not None
+    assert fatal.what.startswith("the gradient is not finite, in the last of 3 steps in a row")
+
+
+def test_a_bad_loss_is_reported_with_its_batch_and_raised() -> None:
+    seen = Recorder()
+    told = reporter(seen)
+    found = told.skipped(summary(1.0, math.nan))
+    assert found is not None
     with pytest.raises(NonFiniteLossError) as caught:
-        reporter(seen).steps(STATE, summary(1.0, math.nan), lr=0.25, timing=TIMING, data=DATA)
+        told.fail(found)
     (event,) = seen.seen
     assert (event.kind, event.step, event.details["sample_ids"]) == ("non_finite", 12, [120, 121])
     assert event.message == str(caught.value)
@@ -108,5 +142,8 @@ def test_a_bad_loss_is_reported_with_its_batch_and_raised_before_anything_else()
 
 
 def test_ranks_without_observers_raise_the_same() -> None:
+    told = reporter()
+    found = told.skipped(summary(math.inf))
+    assert found is not None
     with pytest.raises(NonFiniteLossError, match="step 11: the loss is inf"):
-        reporter().steps(STATE, summary(math.inf), lr=0.25, timing=TIMING, data=DATA)
+        told.fail(found)

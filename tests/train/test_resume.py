@@ -23,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(config: RunConfig) -> Plan:
-    return make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33))
+    return make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33, host_memory_bytes=2**33))
 
 
 def resolved(root: Path, *overrides: str) -> RunConfig:

@@ -25,10 +25,11 @@ def run_of(root: Path, *overrides: str, start: TrainState | None = None, every_s
     )
     return Run(
         config=config,
-        plan=make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33)),
+        plan=make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33, host_memory_bytes=2**33)),
         directory=RunDirectory(root=root),
         start=start or TrainState(),
         engine=NOTHING,
+        saver=NOTHING,
         batches=NOTHING,
         classes=None,
         data_identity={},
@@ -60,7 +61,7 @@ def test_the_last_step_follows_from_the_samples_left(tmp_path: Path, step: int, 
 def test_saving_keeps_as_many_checkpoints_as_configured(tmp_path: Path) -> None:
     with open_run(tiny_config(tmp_path, "checkpoint.keep=2")) as run:
         for step in (1, 2, 3):
-            run.save(TrainState(step=step, samples=16 * step))
+            run.save(TrainState(step=step, samples=16 * step), last=True)
         assert [path.name for path in sorted(run.directory.checkpoints.iterdir())] == ["step-00000002", "step-00000003"]
 
 

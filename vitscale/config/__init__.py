@@ -5,6 +5,7 @@ from vitscale.config.decode import apply_overrides, decode, decode_file, problem
 from vitscale.config.errors import (
     CheckpointError,
     ConfigError,
+    CorruptionError,
     DataError,
     NonFiniteLossError,
     StopRequested,
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "CorruptionError",
     "DataError",
     "NonFiniteLossError",
     "StopRequested",

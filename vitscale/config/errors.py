@@ -55,6 +55,12 @@ class NonFiniteLossError(CheckpointError):
     scope: Scope = "run"
 
 
+class CorruptionError(CheckpointError):
+    """The memory of a rank changed by itself, and training stopped; the newest checkpoint is good."""
+
+    scope: Scope = "run"
+
+
 class StopRequested(UserError):
     """The run was asked to stop and did, with everything saved: start the same command again to go on."""
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from vitscale.config.errors import (
     CheckpointError,
     ConfigError,
+    CorruptionError,
     DataError,
     NonFiniteLossError,
     StopRequested,
@@ -19,7 +20,17 @@ from vitscale.dist.ranks import current_ranks
 T = TypeVar("T")
 
 _SHARED_ERRORS: dict[str, type[UserError]] = {
-    error.__name__: error for error in (UserError, UsageError, ConfigError, DataError, CheckpointError, NonFiniteLossError, StopRequested)
+    error.__name__: error
+    for error in (
+        UserError,
+        UsageError,
+        ConfigError,
+        DataError,
+        CheckpointError,
+        NonFiniteLossError,
+        CorruptionError,
+        StopRequested,
+    )
 }
 
 

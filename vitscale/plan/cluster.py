@@ -14,11 +14,13 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """`world_size` processes with one device each; `memory_bytes` is what one process may use of its device."""
+    """`world_size` processes with one device each; `memory_bytes` is what one process may use of its device, `host_memory_bytes`
+    its share of its machine's, which on a CPU is the same."""
 
     device: Device
     world_size: int
     memory_bytes: int
+    host_memory_bytes: int
 
 
 def detect_cluster(*, device: Literal["auto", "cpu", "cuda"], world_size: int) -> Cluster:
@@ -30,9 +32,14 @@ def detect_cluster(*, device: Literal["auto", "cpu", "cuda"], world_size: int) -
     if device == "cuda" and not has_cuda:
         raise ConfigError("parallel.device: cuda is asked for, but torch sees no GPU here; use auto or cpu")
     if device != "cpu" and has_cuda:
-        return Cluster(device="cuda", world_size=world_size, memory_bytes=torch.cuda.get_device_properties(0).total_memory)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return Cluster(device="cpu", world_size=world_size, memory_bytes=host_memory_bytes() // max(1, local))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", min(world_size, torch.cuda.device_count())))
+        device_bytes = torch.cuda.get_device_properties(0).total_memory
+        return Cluster(
+            device="cuda", world_size=world_size, memory_bytes=device_bytes, host_memory_bytes=host_memory_bytes() // max(1, here)
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    share = host_memory_bytes() // max(1, here)
+    return Cluster(device="cpu", world_size=world_size, memory_bytes=share, host_memory_bytes=share)
 
 
 def host_memory_bytes() -> int:

@@ -73,6 +73,11 @@ def estimate_memory(
     return MemoryEstimate(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations, host=host)
 
 
+def save_copy_bytes(size: ModelSize, *, world_size: int, ema: bool) -> int:
+    """Host memory of one rank for a save in the background: a copy of all that it writes, fp32 masters, two moments, average."""
+    return (16 if ema else 12) * -(-size.num_parameters // world_size)
+
+
 def _activation_elements(size: ModelSize, *, recompute: RecomputeMode, every: int) -> int:
     """Elements kept for backward per image, in units of N x D: per block 8 + 2 r kept whole (r = MLP ratio), 6 + r when
     only matrix products are kept, 1 when only the block's input is; one block is live at a time in either case."""

@@ -12,7 +12,7 @@ from vitscale.config import ConfigError
 from vitscale.data.config import OrderedConfig
 from vitscale.data.webdataset_stream import CAVEATS
 from vitscale.plan.cluster import Cluster, Device
-from vitscale.plan.memory import MemoryEstimate, ModelSize, estimate_memory
+from vitscale.plan.memory import MemoryEstimate, ModelSize, estimate_memory, save_copy_bytes
 from vitscale.run_config import Precision, RecomputeMode, RunConfig, ZeroStage, offload_problem, precision_problem
 
 # Left free for the process itself, communication buckets and fragmentation.
@@ -41,6 +41,7 @@ class Plan:
     step_flops_per_image: int
     memory: MemoryEstimate
     memory_available_bytes: int
+    saves_in_background: bool
     reasons: tuple[str, ...]
 
     @property
@@ -84,6 +85,7 @@ def make_plan(config: RunConfig, *, cluster: Cluster) -> Plan:
         step_flops_per_image=config.objective.step_flops(config.model.shape),
         memory=memory,
         memory_available_bytes=cluster.memory_bytes,
+        saves_in_background=_saves_in_background(config, cluster=cluster, memory=memory, size=size, reasons=reasons),
         reasons=tuple(reasons),
     )
 
@@ -139,6 +141,21 @@ def _offload_reason(memory: MemoryEstimate, *, device: Device) -> str:
         f"parallel.offload_optimizer: masters, moments, moving average and their gradients take {memory.host / 2**30:.2f} GiB of host"
         " memory per rank instead of the device's"
     )
+
+
+def _saves_in_background(config: RunConfig, *, cluster: Cluster, memory: MemoryEstimate, size: ModelSize, reasons: list[str]) -> bool:
+    asked = config.checkpoint.in_background
+    if asked != "auto":
+        return asked
+    copy = save_copy_bytes(size, world_size=cluster.world_size, ema=config.optim.ema_decay is not None)
+    used = memory.total if cluster.device == "cpu" else memory.host
+    fits = used + copy <= USABLE_MEMORY * cluster.host_memory_bytes
+    what_follows = "which fits" if fits else f"too much beside {used / 2**30:.2f} of {cluster.host_memory_bytes / 2**30:.1f}"
+    reasons.append(
+        f"checkpoint.in_background: {str(fits).lower()}, the copy that is written from takes {copy / 2**30:.2f} GiB of host memory per"
+        f" rank, {what_follows}"
+    )
+    return fits
 
 
 def _lanes(config: RunConfig, reasons: list[str]) -> int | None:

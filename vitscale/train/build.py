@@ -1,7 +1,7 @@
 """From a configuration to a Run that is ready to train, in the order that the steps depend on each other."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ import torch
 from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.restore import restore_checkpoint
+from vitscale.checkpoint.retention import RetentionPolicy, read_scores
+from vitscale.checkpoint.saver import CheckpointSaver
 from vitscale.config import CheckpointError, ConfigError, DataError
 from vitscale.data.demand import Demand
 from vitscale.data.lanes import rank_slice
@@ -38,7 +40,7 @@ from vitscale.train.reports import Observer
 from vitscale.train.resume import ResumeDecision, decide_resume
 from vitscale.train.run import Run
 from vitscale.train.run_dir import RunDirectory, replace_text, writing
-from vitscale.train.run_lock import Launch, exclusive
+from vitscale.train.run_lock import Launch, RunLock, exclusive
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, last_step, read_host_state
 from vitscale.train.stop_request import RequestFile
@@ -64,8 +66,8 @@ def open_run(
     plan = make_plan(config, cluster=_agreed(detect_cluster(device=config.parallel.device, world_size=ranks.world_size)))
     directory = RunDirectory(root=config.run_dir)
     with contextlib.ExitStack() as stack:
-        sources = [] if stop_when is None else [stop_when]
-        on_main(lambda: sources.append(_hold(directory, launch=launch, stack=stack).is_asked))
+        held = _Held()
+        on_main(lambda: held.take(directory, launch=launch, stack=stack))
         jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
         if config.data.num_workers:
             start_fork_server()  # after the log, which its processes write to
@@ -90,8 +92,10 @@ def open_run(
             pin_memory=plan.device == "cuda",
         )
         stack.callback(loader.close)
-        stop = StopRequest(stop_at_step=stop_at_step, sources=sources)
+        stop = StopRequest(stop_at_step=stop_at_step, sources=[held.is_stop_asked, *([stop_when] if stop_when else [])])
         stack.callback(stop.close)
+        saver = _saver(config, plan=plan, directory=directory, engine=engine, start=start, check_owner=held.check)
+        stack.callback(saver.close)
         sample_log = jointly(lambda: SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None))
         stack.callback(sample_log.close)
         reporter = _reporter(config, plan=plan, directory=directory, ranks=ranks, start=start, data=data, engine=engine)
@@ -103,6 +107,7 @@ def open_run(
             directory=directory,
             start=start,
             engine=engine,
+            saver=saver,
             batches=loader,
             classes=data.classes,
             data_identity=data.identity(),
@@ -117,16 +122,32 @@ def open_run(
 
 def _agreed(cluster: Cluster) -> Cluster:
     """With the memory of the rank that has least: ranks that planned another micro-batch would wait for each other for ever."""
-    return replace(cluster, memory_bytes=min(gather_json(cluster.memory_bytes)))
+    device, host = (min(values) for values in zip(*gather_json([cluster.memory_bytes, cluster.host_memory_bytes]), strict=True))
+    return replace(cluster, memory_bytes=device, host_memory_bytes=host)
 
 
-def _hold(directory: RunDirectory, *, launch: Launch | None, stack: contextlib.ExitStack) -> RequestFile:
-    """Rank 0 holds the run directory, and from then on hears what is asked through it."""
-    stack.enter_context(exclusive(directory, launch))
-    with writing(directory):
-        requests = RequestFile(directory.root, launch=None if launch is None else launch.id)
-    stack.callback(requests.close)
-    return requests
+class _Held:
+    """The run directory in the hand of rank 0: its lock, and what is asked through it. Other ranks hold nothing."""
+
+    def __init__(self) -> None:
+        self._lock: RunLock | None = None
+        self._requests: RequestFile | None = None
+
+    def take(self, directory: RunDirectory, *, launch: Launch | None, stack: contextlib.ExitStack) -> None:
+        """Hold it until the stack is unwound. Raises what `exclusive` raises."""
+        self._lock = stack.enter_context(exclusive(directory, launch))
+        with writing(directory):
+            self._requests = RequestFile(directory.root, launch=None if launch is None else launch.id)
+        stack.callback(self._requests.close)
+
+    def check(self) -> None:
+        """Raise `CheckpointError` where another process has it by now. Rank 0 only."""
+        assert self._lock is not None, "rank 0 holds the run directory, and no other rank"
+        self._lock.check()
+
+    def is_stop_asked(self) -> bool:
+        """Whether a file in it asks for a stop."""
+        return self._requests is not None and self._requests.is_asked()
 
 
 def _start_log(directory: RunDirectory, *, rank: int, stack: contextlib.ExitStack) -> None:
@@ -169,6 +190,7 @@ def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
         beta2=optim.beta2,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
+        offload_optimizer=config.parallel.offload_optimizer,
     )
 
 
@@ -230,6 +252,24 @@ def _share(config: RunConfig, *, ranks: Ranks) -> Share:
     return Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=data.num_workers, prefetch=data.prefetch_batches)
 
 
+def _saver(
+    config: RunConfig, *, plan: Plan, directory: RunDirectory, engine: Engine, start: TrainState, check_owner: Callable[[], None]
+) -> CheckpointSaver:
+    best = config.checkpoint.keep_best
+
+    def scores() -> Mapping[int, float]:
+        return {} if best is None else read_scores(directory.metrics, metric=best.metric)
+
+    retention = RetentionPolicy.from_config(config.checkpoint, scores=scores, resumed_from=start.step if start.step else None)
+    return CheckpointSaver(
+        engine.store,
+        folder=directory.checkpoints,
+        in_background=plan.saves_in_background,
+        check_owner=check_owner,
+        retention=retention,
+    )
+
+
 def _reporter(
     config: RunConfig, *, plan: Plan, directory: RunDirectory, ranks: Ranks, start: TrainState, data: TrainingData, engine: Engine
 ) -> Reporter:
@@ -257,6 +297,7 @@ def _reporter(
         batch_ids=batch_ids,
         newest_checkpoint=newest_checkpoint,
         memory_bytes=engine.peak_memory_bytes,
+        max_skipped_steps=config.watch.max_skipped_steps,
         known_values=directory.newest_values(),
     )
 

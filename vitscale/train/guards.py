@@ -1,7 +1,6 @@
 """What ends a run early: a request to stop, which all ranks must agree on, and a loss that is no longer a number."""
 
 import enum
-import math
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -92,19 +91,6 @@ class NonFinite:
 
     step: int
     what: str
-
-
-def first_non_finite(losses: Sequence[float], grad_norms: Sequence[float], *, first_step: int) -> NonFinite | None:
-    """Find the first step whose loss or gradient norm is NaN or infinite; entry i belongs to step `first_step + i`.
-
-    The norm counts too: the loss of a step is computed before its update, so weights can be spoilt while it still looks well.
-    """
-    for offset, (loss, norm) in enumerate(zip(losses, grad_norms, strict=True)):
-        if not math.isfinite(loss):
-            return NonFinite(step=first_step + offset, what=f"the loss is {loss}")
-        if not math.isfinite(norm):
-            return NonFinite(step=first_step + offset, what=f"the gradient norm is {norm}")
-    return None
 
 
 def non_finite_message(found: NonFinite, *, sample_ids: Sequence[int], newest_checkpoint: str) -> str:

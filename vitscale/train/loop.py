@@ -42,7 +42,9 @@ def train_loop(run: Run) -> TrainState:
         with clock.waiting_for_data():
             upcoming = run.fetch(state)
 
-        verdict = run.stop.vote(state.step, failed=upcoming.error is not None).verdict
+        outcome = run.stop.vote(state.step, failed=upcoming.error is not None, parts_written=run.saver.parts_written)
+        verdict = outcome.verdict
+        run.tell_saves(run.saver.poll(parts_written=outcome.parts_written))
         last = verdict is not Verdict.GO_ON or state.step == run.num_steps
         evaluations = run.due_evaluations(state.step)
         save = last or state.step % run.config.checkpoint.every_steps == 0
@@ -52,10 +54,11 @@ def train_loop(run: Run) -> TrainState:
         clock.step_done()
         if summary is not None:
             # Before anything is kept: too many lost samples, or a loss that is not finite, raise here.
-            data = run.check_losses(state)
-            run.reporter.steps(state, summary, lr=rate, timing=clock.collect(images_per_step=plan.global_batch), data=data)
+            run.report(state, summary, lr=rate, timing=clock.collect(images_per_step=plan.global_batch))
+        if save or run.is_comparison_due(state.step):
+            run.compare_replicas(state)
         if save:
-            run.save(state)
+            run.save(state, last=last)
         if verdict is Verdict.FAIL:
             upcoming.raise_on_all_ranks()
         if verdict is Verdict.STOP and state.step < run.num_steps:

@@ -20,6 +20,9 @@ from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepR
 _SHOWN_AS_ERRORS = ("ended", "non_finite")
 """Events whose message is also that of the error which ends the run, and which the command shows."""
 
+_CURVES = {"checkpoint": ("seconds", "stall_seconds"), "save_failed": ("failed_saves",)}
+"""Kinds of events with details that TensorBoard draws."""
+
 
 class _Silent:
     """An observer that ignores everything; each one below overrides what it shows."""
@@ -164,8 +167,10 @@ class TensorBoardObserver(_Silent):
         self._writer.flush()
 
     def on_event(self, event: Event) -> None:
-        """The ledger as text."""
+        """The ledger as text, and what can be drawn of it as curves."""
         self._writer.add_text(f"events/{event.kind}", event.message, event.step)
+        for name in _CURVES.get(event.kind, ()):
+            self._writer.add_scalar(f"checkpoint/{name}", event.details[name], event.step)
 
     def close(self) -> None:
         """Write out what is buffered."""

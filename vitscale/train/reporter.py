@@ -1,14 +1,14 @@
 """Reporter: turns what the loop knows into values for the observers; on ranks other than 0 it has none to tell."""
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from vitscale.checkpoint.saver import SaveOutcome
 from vitscale.config import NonFiniteLossError
-from vitscale.train.guards import NonFinite, first_non_finite, non_finite_message
+from vitscale.train.guards import NonFinite, non_finite_message
 from vitscale.train.pending import StepSummary
 from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, Observer, StepReport, Timing
+from vitscale.train.skipped_steps import find_skipped_steps, skipped_message
 from vitscale.train.state import TrainState
 
 
@@ -16,8 +16,8 @@ class Reporter:
     """Reports to `observers`, which are empty on all ranks but 0.
 
     `batch_ids(step)` gives the sample ids of a whole global batch, `newest_checkpoint()` the name of the last good one,
-    `memory_bytes()` the peak use of the device. `known_values` are the newest figures of an earlier attempt, for a run that is
-    finished already.
+    `memory_bytes()` the peak use of the device. More than `max_skipped_steps` steps in a row without a finite gradient end the
+    run. `known_values` are the newest figures of an earlier attempt, for a run that is finished already.
     """
 
     def __init__(
@@ -28,13 +28,17 @@ class Reporter:
         batch_ids: Callable[[int], Sequence[int]],
         newest_checkpoint: Callable[[], str],
         memory_bytes: Callable[[], int],
+        max_skipped_steps: int,
         known_values: Mapping[str, float],
     ) -> None:
         self._observers = observers
         self.is_main = is_main
         self._batch_ids = batch_ids
-        self._newest_checkpoint = newest_checkpoint
+        self.newest_checkpoint = newest_checkpoint
         self._memory_bytes = memory_bytes
+        self._max_skipped_steps = max_skipped_steps
+        self._skipped_in_a_row = 0
+        self._failed_saves = 0
         self.last_values = dict(known_values)
         self.last_step: int | None = None
 
@@ -45,10 +49,9 @@ class Reporter:
             observer.on_progress(step)
 
     def steps(self, state: TrainState, summary: StepSummary, *, lr: float, timing: Timing, data: DataReport) -> None:
-        """Report the steps since the last report. Raises `NonFiniteLossError` on every rank when one of them went wrong."""
-        found = first_non_finite(summary.losses, summary.grad_norms, first_step=summary.first_step)
-        if found is not None:
-            self._fail(found)
+        """Report the steps since the last report."""
+        if not summary.values:
+            return  # all were skipped
         values = summary.values | {"lr": lr}
         gib = self._memory_bytes() / 2**30
         report = StepReport(step=state.step, samples=state.samples, values=values, timing=timing, data=data, memory_gib=gib)
@@ -63,13 +66,24 @@ class Reporter:
         for observer in self._observers:
             observer.on_evaluation(report)
 
-    @contextlib.contextmanager
-    def saving(self, state: TrainState) -> Iterator[None]:
-        """Report the save that the body does."""
-        begin = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - begin
-        self.event("checkpoint", step=state.step, message=f"saved checkpoint of step {state.step} in {seconds:.2f} s", seconds=seconds)
+    def saved(self, outcome: SaveOutcome) -> None:
+        """Report what became of a save."""
+        if outcome.error is not None:
+            self._failed_saves += 1
+            self.event("save_failed", step=outcome.step, message=outcome.error, failed_saves=self._failed_saves)
+            return
+        stall = f"; training stood still for {outcome.stall_seconds:.2f} s of it" if outcome.stall_seconds < 0.9 * outcome.seconds else ""
+        self.event(
+            "checkpoint",
+            step=outcome.step,
+            message=f"saved checkpoint of step {outcome.step} in {outcome.seconds:.2f} s{stall}",
+            seconds=outcome.seconds,
+            stall_seconds=outcome.stall_seconds,
+            bytes=outcome.num_bytes,
+            deleted=list(outcome.deleted),
+        )
+        if outcome.deletion_error is not None:
+            self.event("prune_failed", step=outcome.step, message=outcome.deletion_error)
 
     def event(self, kind: str, *, step: int, message: str, **details: object) -> None:
         """Write an event to the ledger."""
@@ -81,9 +95,19 @@ class Reporter:
         for observer in self._observers:
             observer.on_pictures(pictures)
 
-    def _fail(self, found: NonFinite) -> NoReturn:
+    def skipped(self, summary: StepSummary) -> NonFinite | None:
+        """Report which of the steps since the last report were skipped; the one that ends the run, if one does. Equal on all ranks."""
+        found = find_skipped_steps(summary, in_a_row=self._skipped_in_a_row, max_in_a_row=self._max_skipped_steps)
+        self._skipped_in_a_row = found.in_a_row
+        for step in found.steps:
+            sample_ids = list(self._batch_ids(step))
+            self.event("skipped_step", step=step, message=skipped_message(step, sample_ids=sample_ids), sample_ids=sample_ids)
+        return found.fatal
+
+    def fail(self, found: NonFinite) -> NoReturn:
+        """Report the step that ends the run, and raise `NonFiniteLossError`."""
         sample_ids = list(self._batch_ids(found.step))
-        message = non_finite_message(found, sample_ids=sample_ids, newest_checkpoint=self._newest_checkpoint())
+        message = non_finite_message(found, sample_ids=sample_ids, newest_checkpoint=self.newest_checkpoint())
         self.event("non_finite", step=found.step, message=message, sample_ids=sample_ids)
         raise NonFiniteLossError(message)
 

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitscale.checkpoint.retention import prune
-from vitscale.checkpoint.save import save_checkpoint
-from vitscale.config import DataError, UserError
+from vitscale.checkpoint.saver import CheckpointSaver, SaveOutcome
+from vitscale.config import CheckpointError, CorruptionError, DataError, UserError
 from vitscale.data.loader import TrainLoader
 from vitscale.data.types import Batch, LostSample
 from vitscale.dist.agreement import jointly, on_main
@@ -18,9 +17,10 @@ from vitscale.run_config import RunConfig, dump_run_config
 from vitscale.train.evaluations import Evaluation
 from vitscale.train.guards import StopRequest
 from vitscale.train.losses import LossLedger
+from vitscale.train.pending import StepSummary
 from vitscale.train.pictures import captions
 from vitscale.train.reporter import Reporter
-from vitscale.train.reports import DataReport, InputPictures
+from vitscale.train.reports import DataReport, InputPictures, Timing
 from vitscale.train.run_dir import RunDirectory
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, host_state, last_step
@@ -59,6 +59,7 @@ class Run:
     directory: RunDirectory
     start: TrainState
     engine: Engine
+    saver: CheckpointSaver
     batches: TrainLoader
     classes: tuple[str, ...] | None
     data_identity: dict[str, object]
@@ -105,6 +106,16 @@ class Run:
             return Fetched(error=error)
         return Fetched(batch=batch)
 
+    def report(self, state: TrainState, summary: StepSummary, *, lr: float, timing: Timing) -> None:
+        """Report the steps since the last report. All ranks; raises `DataError` when too many samples are lost, `NonFiniteLossError`
+        for steps that the run cannot go on from."""
+        data = self.check_losses(state)
+        fatal = self.reporter.skipped(summary)
+        if fatal is not None:
+            self.finish_saves()
+            self.reporter.fail(fatal)
+        self.reporter.steps(state, summary, lr=lr, timing=timing, data=data)
+
     def check_losses(self, state: TrainState) -> DataReport:
         """Report the samples lost since the last call and what reading has cost. All ranks; raises `DataError` past the budget."""
         gathered = gather_json({"lost": self.losses.take_unshared(), "io": self.batches.take_io()})
@@ -115,6 +126,7 @@ class Run:
             max_fraction=self.config.data.max_lost_fraction, samples=state.samples, epoch_samples=self.epoch_samples
         )
         if too_many is not None:
+            self.finish_saves()
             on_main(self.losses.forget_unsaved)
             raise DataError(too_many)
         totals = Counter[str]()
@@ -150,18 +162,47 @@ class Run:
                 InputPictures(step=state.step, images=batch["image"][:count], captions=captions(batch, count=count, classes=self.classes))
             )
 
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint, then delete those that are too many. All ranks."""
-        with self.reporter.saving(state):
-            save_checkpoint(
-                self.engine.store,
-                folder=self.directory.checkpoints,
-                step=state.step,
-                state=host_state(state, seed=self.config.seed, data=self.data_identity, lost=self.losses.save()),
-                config_text=dump_run_config(self.config),
-            )
-        if self.reporter.is_main:
-            prune(self.directory.checkpoints, keep=self.config.checkpoint.keep, saved=state.step)
+    def save(self, state: TrainState, *, last: bool) -> None:
+        """Begin to save a checkpoint. All ranks. A failure is told, and training goes on; but the `last` one of a start is waited
+        for, and raises `CheckpointError` when it could not be saved."""
+        ended = self.saver.begin(
+            step=state.step,
+            state=host_state(state, seed=self.config.seed, data=self.data_identity, lost=self.losses.save()),
+            config_text=dump_run_config(self.config),
+        )
+        ended += self.saver.finish() if last else []
+        self.tell_saves(ended)
+        failed = next((outcome.error for outcome in ended if outcome.step == state.step and outcome.error is not None), None)
+        if last and failed is not None:
+            raise CheckpointError(failed)
+
+    def finish_saves(self) -> None:
+        """Wait for the save that is under way: what is saved already shall not be lost with what comes next. All ranks."""
+        self.tell_saves(self.saver.finish())
+
+    def tell_saves(self, ended: Sequence[SaveOutcome]) -> None:
+        """Report the saves that have ended."""
+        for outcome in ended:
+            self.reporter.saved(outcome)
+
+    def is_comparison_due(self, step: int) -> bool:
+        """Whether what the ranks hold alike is to be compared after this step."""
+        every = self.config.watch.compare_replicas_every_steps
+        return every is not None and step % every == 0
+
+    def compare_replicas(self, state: TrainState) -> None:
+        """See that no rank's memory has changed by itself. All ranks; raises `CorruptionError` on all of them."""
+        found = self.engine.compare_replicas()
+        if not found.differences:
+            return
+        self.finish_saves()
+        message = (
+            f"step {state.step}: silent corruption: {found}. Nothing of this step or later is kept; the newest good checkpoint is"
+            f" {self.reporter.newest_checkpoint()}, from which the same command goes on. Have the memory and the device of the named"
+            " rank tested before it takes part again."
+        )
+        self.reporter.event("corruption", step=state.step, message=message, ranks=list(found.ranks))
+        raise CorruptionError(message)
 
     def stopped_message(self, state: TrainState) -> str:
         """What the user reads after a stop."""
