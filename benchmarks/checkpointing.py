@@ -11,7 +11,8 @@ slowed    seconds that a loop of matrix products beside the save takes longer th
 saved     until the library says that the checkpoint is there
 on disk   until every file and folder of it is synced, which not every library waits for
 restored  from files that are in no cache, with `verified` what hashing them first takes (ours alone)
-MiB       size of the checkpoint
+size      of the checkpoint, in MiB
+memory    that the restore takes beside the state at its peak, on the rank that takes most, in MiB of the host
 
 torch's checkpoint gets the fragments as plain tensors under names of each rank's own: the least work it can have, though such
 a checkpoint cannot be read at another world size. DeepSpeed's holds a copy of the parameters besides the master weights.
@@ -19,6 +20,7 @@ a checkpoint cannot be read at another world size. DeepSpeed's holds a copy of t
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
@@ -60,10 +62,11 @@ _PRODUCTS = 20
 
 @dataclass(kw_only=True)
 class Turn:
-    """What one save and restore took, in seconds by column."""
+    """What one save and restore took, in seconds by column, and in memory."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    num_bytes: int = 0
+    size_mib: float = 0.0
+    memory_mib: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,17 +229,31 @@ def _turn(arm: Arm, *, engine: Engine, folder: Path) -> Turn:
     synced = time.perf_counter()
     on_main(lambda: _sync(folder))
     turn.seconds["on disk"] = turn.seconds["saved"] + time.perf_counter() - synced
-    turn.num_bytes = on_main(lambda: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    turn.size_mib = on_main(lambda: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())) / 2**20
     on_main(lambda: _forget(folder))
     for fragment in engine.store.held():
         fragment.values.detach().zero_()
+    resident = _forget_peak()
     _barrier()
     begun = time.perf_counter()
     arm.load(folder, turn)
     _barrier()
     turn.seconds.setdefault("restored", time.perf_counter() - begun)
+    turn.memory_mib = max(gather_json(_status_kib("VmHWM") - resident)) / 1024
     on_main(lambda: shutil.rmtree(folder))
     return turn
+
+
+def _forget_peak() -> int:
+    """Let the peak begin again at what is in use now, and say how much that is."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is allocated next
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_kib("VmRSS")
+
+
+def _status_kib(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
 def _digest(engine: Engine) -> str:
@@ -297,10 +314,10 @@ def _barrier() -> None:
 def _report(turns: dict[str, list[Turn]], *, shape: str, args: argparse.Namespace) -> None:
     ranks = current_ranks().world_size
     print(f"\nViT-{shape} at 224 px, {ranks} x {args.device}, ZeRO {args.zero_stage}, median of {args.rounds} rounds; seconds")
-    print(f"{'':18s}" + "".join(f"{column:>10s}" for column in _COLUMNS) + f"{'MiB':>10s}")
+    print(f"{'':18s}" + "".join(f"{column:>10s}" for column in _COLUMNS) + f"{'size':>10s}{'memory':>10s}")
     for name, of_arm in turns.items():
         cells = "".join(f"{_median(of_arm, column):>10s}" for column in _COLUMNS)
-        print(f"{name:18s}{cells}{of_arm[-1].num_bytes / 2**20:10.1f}")
+        print(f"{name:18s}{cells}{of_arm[-1].size_mib:10.1f}{statistics.median(turn.memory_mib for turn in of_arm):10.1f}")
 
 
 def _median(turns: list[Turn], column: str) -> str:

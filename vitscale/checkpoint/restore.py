@@ -23,7 +23,8 @@ def restore_checkpoint(reader: CheckpointReader, *, store: ShardStore, missing_e
     average from the weights. Raises `CheckpointError` on all ranks, before anything is written, when names or shapes differ.
 
     State in host memory is filled straight from the files, that on a GPU through one page-locked chunk of 4 MiB: beside the map
-    of the pieces, which the reader holds, this is all the memory it takes, whatever wrote the checkpoint.
+    of the pieces, which the reader holds, and what the store takes to refresh its copies, this is all the memory it needs,
+    whatever wrote the checkpoint.
     """
     sources = _sources(reader, missing_ema=missing_ema)
     held = on_every_rank(lambda: _check_held(list(store.held()), reader=reader, sources=sources))
