@@ -38,9 +38,11 @@ class Removals:
 def read_class_map(path: Path) -> ClassMap:
     """Read one name a line, or JSON: a list of names or `{name: index}`. Raises `DataError` unless the indices are 0 to K - 1."""
     text = _text(path)
-    names = _names_of_json(text, path=path) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+    names = _names_of_json(text, path=path) if path.suffix == ".json" else [line.strip() for line in text.rstrip().splitlines()]
     if not names:
         raise DataError(f"{path}: a class map without classes. Give one name a line, or JSON.")
+    if not all(names):  # passed over, it would give all that follow another index
+        raise DataError(f"{path}: has an empty line or name, which would be a class without a name. Name every class.")
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(f"{path}: names several classes alike: {some(repeated)}. Name each class once.")

@@ -10,6 +10,7 @@ from tests.data.packed import pack_images
 from vitscale.data.dataset import Dataset, open_unchecked
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
+from vitscale.dist.seeding import counter_key, mix
 from vitscale_data_tools.samples import Part, chosen, parts, scan_chosen
 
 
@@ -31,6 +32,13 @@ def test_a_share_is_rising_stable_and_never_empty(first: int, length: int, fract
     assert numbers == sorted(set(numbers)) == chosen(part, fraction=fraction, purpose="p")
     assert numbers
     assert all(part.first <= number < part.stop for number in numbers)
+
+
+@given(first=st.integers(0, 10**12), length=st.integers(1, 50), fraction=st.floats(0.01, 1, exclude_max=True))
+def test_a_share_is_drawn_sample_by_sample(first: int, length: int, fraction: float) -> None:
+    drawn = [number for number in range(first, first + length) if mix(counter_key("p") ^ number) < fraction * 2**64]
+    found = list(chosen(Part(first=first, stop=first + length), fraction=fraction, purpose="p"))
+    assert found == drawn if drawn else len(found) == 1
 
 
 def test_a_share_is_about_as_large_as_asked_and_differs_by_purpose() -> None:

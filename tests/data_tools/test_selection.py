@@ -37,7 +37,7 @@ def keys(split: Split) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("map.txt", "cat\n ant \n\nbee\n"),
+        ("map.txt", "cat\n ant \nbee\n\n"),
         ("map.json", '["cat", "ant", "bee"]'),
         ("map.json", '{"ant": 1, "bee": 2, "cat": 0}'),
     ],
@@ -52,6 +52,8 @@ def test_class_maps_of_every_form(tmp_path: Path, name: str, text: str) -> None:
     [
         ("map.txt", "", "a class map without classes"),
         ("map.txt", "a\nb\na\n", "names several classes alike: a"),
+        ("map.txt", "a\n\nb\n", "has an empty line or name"),
+        ("map.json", '["a", ""]', "has an empty line or name"),
         ("map.json", "{", "not readable as JSON"),
         ("map.json", "3", "neither a list of names"),
         ("map.json", '{"a": true}', "neither a list of names"),
