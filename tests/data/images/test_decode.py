@@ -287,7 +287,9 @@ print(sorted(name for name in set(sys.modules) - before if name.startswith("PIL.
 
 @pytest.mark.dist
 def test_nothing_of_pillow_is_imported_when_an_image_is_decoded() -> None:
-    files = [FILES[name].hex() for name in ("jpeg CMYK", "png", "webp")]
-    command = [sys.executable, "-c", _DECODES_EACH, *files]
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    files = [FILES["jpeg CMYK"], FILES["png"], FILES["webp"], encoded(picture().convert("CMYK"), "JPEG", exif=exif)]
+    command = [sys.executable, "-c", _DECODES_EACH, *(file.hex() for file in files)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[3])
     assert done.stdout == "[]\n"

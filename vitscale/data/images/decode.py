@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+import PIL.MpoImagePlugin
 import PIL.WebPImagePlugin
 import simplejpeg
 
@@ -35,8 +36,8 @@ Image = npt.NDArray[np.uint8]
 # Shape suffixes: H height, W width, C channels.
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
-# Pillow imports what reads a format when it first meets one. Here and now: an import that fails there, for want of a descriptor, would
-# pass for an image that cannot be decoded. (WebP is not among what this imports.)
+# Pillow imports what reads a format when it first meets one. Here and now instead: an import that fails there, for want of a descriptor,
+# would pass for an image that cannot be decoded. (Not among what this imports: WebP; MPO and TIFF, which parse parts of JPEGs.)
 PIL.Image.preinit()
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 _PILLOW_MODES = {1: "L", 3: "RGB"}
