@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitscale.checkpoint.fragments import Fragment, Kind, ShardStore
-from vitscale.checkpoint.saver import CheckpointSaver, Retention, SaveOutcome
+from vitscale.checkpoint.saver import CheckpointSaver, Retention
 from vitscale.config import CheckpointError
 from vitscale.dist.ranks import Ranks
 
@@ -132,23 +132,28 @@ def save_as(
     state: dict[str, Any] | None = None,
     in_background: bool = False,
 ) -> Path:
-    """Save a checkpoint as `world_size` simulated ranks; raise what rank 0 raised, or why there is none."""
+    """Save a checkpoint as `world_size` simulated ranks; raise what rank 0 raised."""
 
-    def work(rank: int) -> list[SaveOutcome]:
+    def work(rank: int) -> Path:
         store = FakeStore(tensors, rank=rank, world_size=world_size, zero_stage=zero_stage, optimizer_steps=step)
-        saver = open_saver(store, folder=folder, in_background=in_background)
-        try:
-            outcomes = saver.begin(step=step, state=state or {"step": step}, config_text=f"seed: {step}\n")
-            return outcomes + saver.finish()
-        finally:
-            saver.close()
+        return save_now(store, folder=folder, step=step, state=state or {"step": step}, in_background=in_background)
 
     results = SimulatedRanks(world_size).run(work)
     for result in results:
         if isinstance(result, Exception):
             raise result
-    assert all(result == results[0] for result in results), "the ranks were told different things"
-    (outcome,) = results[0]
+    assert set(results) == {folder / f"step-{step:08d}"}
+    return Path(results[0])
+
+
+def save_now(store: ShardStore, *, folder: Path, step: int, state: dict[str, Any] | None = None, in_background: bool = False) -> Path:
+    """Save a checkpoint and wait for it; its path. All ranks call this. Raises `CheckpointError` where there is none."""
+    saver = open_saver(store, folder=folder, in_background=in_background)
+    try:
+        outcomes = saver.begin(step=step, state=state or {}, config_text=f"seed: {step}\n")
+        (outcome,) = outcomes + saver.finish()
+    finally:
+        saver.close()
     if outcome.error is not None:
         raise CheckpointError(outcome.error)
     return folder / f"step-{step:08d}"

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from tests.checkpoint.simulation import save_now
 from tests.collector import skip_imports
 from tests.engine.tiny import GLOBAL_BATCH, batch, tiny_engine
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.restore import restore_checkpoint
-from vitscale.checkpoint.save import save_checkpoint
 from vitscale.dist.collectives import all_reduce_sum
 from vitscale.engine.engine import Engine
 from vitscale.engine.processes import init_process_group, shutdown
@@ -48,7 +48,7 @@ def _save(folder: Path, setting: str) -> dict[str, Any]:
     engine = build(setting, seed=0)
     for step in range(NUM_STEPS):
         _loss(engine, step)
-    save_checkpoint(engine.store, folder=folder, step=NUM_STEPS, state={}, config_text="")
+    save_now(engine.store, folder=folder, step=NUM_STEPS)
     result = _continued(engine)
     engine.close()
     return result
