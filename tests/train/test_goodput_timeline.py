@@ -117,6 +117,17 @@ def test_a_gap_goes_to_what_the_supervision_says_of_it() -> None:
     assert totals(make_timeline(records)) == {"step": 50.0, "lost_work": 20.0, "waiting_for_resources": 25.0, "restart": 23.0}
 
 
+def test_a_death_noticed_before_the_last_slice_leaves_no_tail() -> None:
+    records: list[dict[str, Any]] = [
+        slice_record("a", begin=100.0, seconds={"step": 40.0}),
+        {"event": "worker_failed", "time": 145.0},
+        slice_record("a", begin=100.0, after=40.0, step=5, seconds={"step": 10.0}),
+        {"event": "restart", "time": 155.0},
+        slice_record("b", begin=170.0, from_step=5, step=5),
+    ]
+    assert totals(make_timeline(records)) == {"step": 50.0, "restart": 20.0}
+
+
 def test_a_stop_is_no_failure_and_its_time_can_be_cut_out() -> None:
     records = [
         slice_record("a", begin=0.0, step=5, seconds={"step": 50.0}),

@@ -13,7 +13,8 @@ RUN_CAUSES: tuple[str, ...] = (*CAUSES, "lost_work", "restart", "waiting_for_res
 """The causes of an attempt's own time, then those that only show when the attempts are put one after the other."""
 
 _NEW_STARTS = ("restart", "shrink")
-_NOTICED = ("hang", "wait", "gave_up", *_NEW_STARTS)
+_DEATHS = ("worker_failed", *_NEW_STARTS)
+_NOTICED = ("hang", "wait", "gave_up", *_DEATHS)
 _JUMP_SECONDS = 2.0
 
 Outcome = Literal["finished", "stopped", "failed", "died", "open"]
@@ -264,6 +265,9 @@ def _tail(builder: _Builder, attempt: _Told, *, gap: float, wall_end: float, nex
 
     Else it may have been anything up to one interval of reports, and half of one is assumed.
     """
+    before_last_slice = attempt.events[: len(attempt.events) - len(attempt.later_events)]
+    if any(event["event"] in _DEATHS for event in before_last_slice):
+        return 0.0
     noticed = [_number(event.get("time")) for event in attempt.later_events if event["event"] in _NOTICED]
     if noticed:
         # The clock may have been set before or after that moment: the distance to the other end is then the right one.
@@ -271,8 +275,6 @@ def _tail(builder: _Builder, attempt: _Told, *, gap: float, wall_end: float, nex
         found = next((seconds for seconds in candidates if -_JUMP_SECONDS <= seconds <= gap + _JUMP_SECONDS), None)
         if found is not None:
             return min(gap, max(0.0, found))
-    if any(event["event"] in _NEW_STARTS for event in attempt.events):
-        return 0.0  # noticed before the dying process wrote its last slice
     usual = statistics.median(slice_.total for slice_ in attempt.slices[1:]) if len(attempt.slices) > 1 else 0.0
     builder.notes.append(
         f"Attempt {builder.attempt} died without a word between two reports, and nothing tells when: of the {gap:,.1f} s to the next"
