@@ -55,12 +55,12 @@ def verify(run: RunArgument, debug: DebugOption = False) -> None:
     Exit code: 0 when all are whole, 20 when one is damaged or none is whole. Leftovers of unfinished saves are no damage.
     """
     with present_errors(debug=debug):
-        from vitscale.checkpoint.describe import bytes_to_verify, find_folders, verify_folder
+        from vitscale.checkpoint.describe import Verified, bytes_to_verify, find_folders, verify_folder
         from vitscale.checkpoint.tables import byte_progress, format_size
         from vitscale.config import CheckpointError
 
         folders = find_folders(run)
-        verified = []
+        verified: list[Verified] = []
         with byte_progress("verifying", total=bytes_to_verify(folders)) as report:
             for entry in folders:
                 before = sum(found.num_bytes for found in verified)
