@@ -73,6 +73,7 @@ def test_a_stopped_rank_is_continued_for_its_stacks_and_stopped_again() -> None:
         assert found.rank.condition(silent_seconds=1.0).stopped
 
 
+@pytest.mark.dist
 def test_py_spy_reads_a_stopped_rank_and_a_deaf_one() -> None:
     py_spy = _find_py_spy()
     assert py_spy is not None, "the dev extra brings py-spy"

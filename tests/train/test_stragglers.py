@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitscale.train.clock import HostSeconds
 from vitscale.train.stragglers import Straggler, StragglerWatch, own_seconds, straggler_message
 
 Windows = Sequence[Sequence[float | None]]
@@ -78,8 +79,8 @@ def test_noise_of_a_third_names_nobody() -> None:
     [("cpu", None, 6.0), ("cuda", 3.0, 4.0), ("cuda", None, None)],
 )
 def test_own_work(device: str, forward: float | None, expected: float | None) -> None:
-    own = own_seconds(device=device, step_seconds=10.0, collective_seconds=4.0, data_wait_seconds=1.0, forward_seconds=forward)
-    assert own == expected
+    host = HostSeconds(steps=10.0, collectives=4.0, data_wait=1.0)
+    assert own_seconds(host, device=device, forward_seconds=forward) == expected
 
 
 def test_messages() -> None:

@@ -4,6 +4,8 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vitscale.train.clock import HostSeconds
+
 _AT_ONCE = 5.0
 """So many times the others' seconds name a rank in its first window."""
 _NUM_WINDOWS = 2
@@ -34,16 +36,14 @@ class Verdict:
     slowest: Straggler | None = None
 
 
-def own_seconds(
-    *, device: str, step_seconds: float, collective_seconds: float, data_wait_seconds: float, forward_seconds: float | None
-) -> float | None:
+def own_seconds(host: HostSeconds, *, device: str, forward_seconds: float | None) -> float | None:
     """A rank's own work in a window: everything but collectives on the CPU, the forward passes and the wait for data on a GPU.
 
     None where it is not known: on a GPU at ZeRO stage 3.
     """
     if device == "cpu":
-        return max(0.0, step_seconds - collective_seconds)
-    return None if forward_seconds is None else forward_seconds + data_wait_seconds
+        return max(0.0, host.steps - host.collectives)
+    return None if forward_seconds is None else forward_seconds + host.data_wait
 
 
 class StragglerWatch:

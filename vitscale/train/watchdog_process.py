@@ -102,6 +102,7 @@ class Watch:
     def run(self) -> None:
         """Watch to the end."""
         last = time.monotonic()
+        self._publish(wait_seconds=0.0)
         while (message := self._wait()) is None:
             now = time.monotonic()
             self._clock.look(read_signs(self._memory), elapsed=now - last)
