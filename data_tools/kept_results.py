@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,10 @@ class KeptFolder:
             self._path = None
 
     def holds_results(self) -> bool:
-        return self._path is not None and any(entry.name != LOCK_NAME for entry in self._path.iterdir())
+        try:
+            return self._path is not None and any(entry.name != LOCK_NAME for entry in self._path.iterdir())
+        except OSError:
+            return False
 
 
 def kept_results(
@@ -80,7 +83,7 @@ def kept_results(
     form: Form[Job, Result],
     workers: int,
     report: Callable[[int], None] | None = None,
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """The number of each job and its result: first those that are kept, then the others as they are done, see `results_as_done`."""
     total = Total(report)
     # Before anything is read: what changes while it is read has another name in the next attempt.

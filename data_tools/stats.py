@@ -5,6 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -126,9 +127,10 @@ def measure(
     task = partial(measure_part, reader=SampleReader(dataset), fraction=fraction)
     form = _form(ShardStates(dataset))
     counts, tables = Counts(), dict[int, KeyTable]()
-    for number, (of_part, table) in kept_results(task, jobs, kept=kept or KeptFolder(), form=form, workers=workers, report=report):
-        counts.add(of_part)
-        tables[number] = table
+    with closing(kept_results(task, jobs, kept=kept or KeptFolder(), form=form, workers=workers, report=report)) as measured:
+        for number, (of_part, table) in measured:
+            counts.add(of_part)
+            tables[number] = table
     duplicates = _duplicates(SampleReader(dataset), tables=[tables[number] for number in range(len(jobs))], jobs=jobs, fraction=fraction)
     return Stats(
         dataset=dataset,
