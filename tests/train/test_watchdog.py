@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.launcher import run_ranks
+from vitscale.train.hang_stacks import DUMP_SIGNAL
 from vitscale.train.heartbeat import Heartbeat
 from vitscale.train.watchdog import Watchdog
 
@@ -96,6 +98,23 @@ def test_the_process_is_small_and_closes(tmp_path: Path) -> None:
     watchdog.close()
     assert not watchdog.is_watching
     assert json.loads(shown.read_text())["closed"]
+    heartbeat.close()
+
+
+def test_it_works_in_a_thread_that_python_allows_no_signal_handlers(tmp_path: Path) -> None:
+    heartbeat = Heartbeat()
+
+    def watch() -> None:
+        watchdog = Watchdog(heartbeat, run_dir=tmp_path, rank=0, world_size=1, attempt="a", hang_seconds=5.0)
+        os.kill(os.getpid(), DUMP_SIGNAL)  # would end the tests if nobody handled it
+        watchdog.close()
+        watchdogs.append(watchdog)
+
+    watchdogs: list[Watchdog] = []
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join(30.0)
+    assert [watchdog.is_watching for watchdog in watchdogs] == [False]
     heartbeat.close()
 
 
