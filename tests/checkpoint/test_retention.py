@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.checkpoint.simulation import make_tensors, save_as
 from vitscale.checkpoint.config import CheckpointConfig, KeepBestConfig
 from vitscale.checkpoint.discover import find_newest
-from vitscale.checkpoint.retention import RetentionPolicy, prune, read_scores, steps_to_delete
+from vitscale.checkpoint.retention import RetentionPolicy, read_scores, steps_to_delete
 from vitscale.config import CheckpointError
 
 TENSORS = make_tensors(seed=1, shapes={"a": (2,)}, kinds=("weight",))
@@ -95,9 +95,9 @@ def _names(folder: Path) -> list[str]:
 def test_prune_keeps_the_newest_and_returns_what_it_deleted(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save_as(TENSORS, folder=tmp_path, step=step)
-    assert [path.name for path in prune(tmp_path, keep=2, saved=4)] == ["step-00000001", "step-00000002"]
+    assert [path.name for path in RetentionPolicy(keep=2).prune(tmp_path, saved=4)] == ["step-00000001", "step-00000002"]
     assert _names(tmp_path) == ["step-00000003", "step-00000004"]
-    assert prune(tmp_path, keep=2, saved=4) == []
+    assert RetentionPolicy(keep=2).prune(tmp_path, saved=4) == []
 
 
 def test_damaged_newer_ones_do_not_count_and_stay_for_inspection(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_damaged_newer_ones_do_not_count_and_stay_for_inspection(tmp_path: Path)
         save_as(TENSORS, folder=tmp_path, step=step)
     (tmp_path / "step-00000003" / "state.json").write_text("torn")
     (tmp_path / "step-00000004").mkdir()
-    prune(tmp_path, keep=1, saved=2)
+    RetentionPolicy(keep=1).prune(tmp_path, saved=2)
     assert _names(tmp_path) == ["step-00000002", "step-00000003", "step-00000004"]
     assert find_newest(tmp_path).checkpoint == tmp_path / "step-00000002"
 
@@ -117,7 +117,7 @@ def test_one_of_the_right_size_that_was_passed_over_does_not_push_out_what_is_go
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     assert find_newest(tmp_path).checkpoint == tmp_path / "step-00000002"
     save_as(TENSORS, folder=tmp_path, step=3)  # the run went on from 2
-    prune(tmp_path, keep=1, saved=3)
+    RetentionPolicy(keep=1).prune(tmp_path, saved=3)
     assert _names(tmp_path) == ["step-00000003", "step-00000004"]
     assert find_newest(tmp_path).checkpoint == tmp_path / "step-00000003"
 
@@ -125,7 +125,7 @@ def test_one_of_the_right_size_that_was_passed_over_does_not_push_out_what_is_go
 def test_nothing_is_deleted_where_nothing_is_whole(tmp_path: Path) -> None:
     for name in ("step-00000001", "step-00000002.tmp"):
         (tmp_path / name).mkdir()
-    assert prune(tmp_path, keep=1, saved=3) == []
+    assert RetentionPolicy(keep=1).prune(tmp_path, saved=3) == []
     assert _names(tmp_path) == ["step-00000001", "step-00000002.tmp"]
 
 
@@ -134,7 +134,7 @@ def test_old_leftovers_go_and_a_save_under_way_stays(tmp_path: Path) -> None:
         save_as(TENSORS, folder=tmp_path, step=step)
     for name in ("step-00000001.tmp", "step-00000003.tmp", "step-00000004.tmp", "step-00000001", "step-00000001.replaced"):
         (tmp_path / name).mkdir()
-    prune(tmp_path, keep=5, saved=3)
+    RetentionPolicy(keep=5).prune(tmp_path, saved=3)
     assert _names(tmp_path) == ["step-00000002", "step-00000003", "step-00000004.tmp"]
 
 
@@ -142,7 +142,7 @@ def test_a_half_deleted_checkpoint_looks_unfinished_not_damaged(tmp_path: Path, 
     for step in (1, 2):
         save_as(TENSORS, folder=tmp_path, step=step)
     monkeypatch.setattr("vitscale.checkpoint.retention.shutil.rmtree", lambda *_, **__: None)
-    prune(tmp_path, keep=1, saved=2)
+    RetentionPolicy(keep=1).prune(tmp_path, saved=2)
     assert _names(tmp_path) == ["step-00000001.tmp", "step-00000002"]
 
 
@@ -186,7 +186,7 @@ def test_a_disk_that_refuses_to_delete_is_one_paragraph(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("vitscale.checkpoint.retention.os.rename", refuse)
     with pytest.raises(CheckpointError, match="step-00000001: Permission denied"):
-        prune(tmp_path, keep=1, saved=2)
+        RetentionPolicy(keep=1).prune(tmp_path, saved=2)
 
 
 class Disk:

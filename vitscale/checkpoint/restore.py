@@ -14,6 +14,10 @@ from vitscale.config import CheckpointError
 from vitscale.dist.agreement import on_every_rank
 
 _SHOWN_PROBLEMS = 5
+_OTHER_MODEL = (
+    "Go on with the model that the checkpoint's config.yaml describes, or train this one under another name (name=...), with init_from"
+    " to start it from these weights"
+)
 
 
 def restore_checkpoint(reader: CheckpointReader, *, store: ShardStore, missing_ema: Literal["refuse", "copy_weights"] = "refuse") -> None:
@@ -52,7 +56,7 @@ def _check_held(held: Sequence[Fragment], *, reader: CheckpointReader, sources: 
     shapes = {kind: reader.shapes(source) for kind, source in sources.items()}
     problems = sorted(set(_problems(held, shapes=shapes)))
     if problems:
-        raise CheckpointError(f"{reader.path}: does not fit this model: {_shortened(problems)}")
+        raise CheckpointError(f"{reader.path}: does not fit this model: {_shortened(problems)}. {_OTHER_MODEL}")
     return sorted({fragment.name for fragment in held})
 
 
@@ -68,7 +72,7 @@ def _problems(held: Sequence[Fragment], *, shapes: dict[Kind, dict[str, tuple[in
 def _refuse_unused(reader: CheckpointReader, *, used: set[str]) -> None:
     unused = sorted(set(reader.shapes("weight")) - used)
     if unused:
-        raise CheckpointError(f"{reader.path}: does not fit this model, which lacks {_shortened(unused)}")
+        raise CheckpointError(f"{reader.path}: does not fit this model, which lacks {_shortened(unused)}. {_OTHER_MODEL}")
 
 
 def _shortened(items: Sequence[str]) -> str:

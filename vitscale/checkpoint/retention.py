@@ -217,11 +217,6 @@ class RetentionPolicy:
         yield from (entry for entry in committed if reasons[entry.step] and reasons[entry.step] == as_newest[entry.step])
 
 
-def prune(folder: Path, *, keep: int, saved: int) -> list[Path]:
-    """`RetentionPolicy.prune` of a policy that keeps the `keep` newest and nothing else."""
-    return RetentionPolicy(keep=keep).prune(folder, saved=saved)
-
-
 def _best_steps(steps: Collection[int], *, keep_best: KeepBestConfig | None, scores: Mapping[int, float]) -> set[int]:
     if keep_best is None:
         return set()
