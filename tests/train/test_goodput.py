@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitscale.train.events_file import read_events
-from vitscale.train.goodput import CAUSES, RunningShares, TimeLedger, append_slice, seconds_since_process_start
+from vitscale.train.goodput import CAUSES, Cause, HostSeconds, RunningShares, TimeLedger, append_slice, seconds_since_process_start
 
 
 class FakeClock:
@@ -70,7 +70,6 @@ def test_the_base_cannot_change_under_a_block() -> None:
 def test_slices_follow_each_other_without_a_hole_and_stand_alone() -> None:
     clock = FakeClock()
     ledger = make_ledger(clock, seconds_before=7.0)
-    assert not ledger.is_told
     clock.now += 3
     first = ledger.take(step=40)
     ledger.become("step")
@@ -81,7 +80,6 @@ def test_slices_follow_each_other_without_a_hole_and_stand_alone() -> None:
         second = ledger.take(step=41)
         clock.now += 1
     third = ledger.take(step=41)
-    assert ledger.is_told
     assert [s.after_seconds for s in (first, second, third)] == [0, 10, 17]
     assert [(s.from_step, s.step) for s in (first, second, third)] == [(40, 40), (40, 41), (41, 41)]
     assert [sum(s.seconds.values()) for s in (first, second, third)] == [10, 7, 1]
@@ -129,6 +127,23 @@ def test_a_slice_is_appended_as_one_line(tmp_path: Path) -> None:
     file = read_events(tmp_path)
     assert [event["event"] for event in file.events] == ["start", "time", "time"]
     assert file.events[1] == {"time": file.events[1]["time"], **slices[0].record()}
+
+
+def test_collectives_count_inside_steps_only() -> None:
+    clock, waited = FakeClock(), FakeClock(now=40.0)
+    ledger = make_ledger(clock)
+    ledger.watch_collectives(waited)
+    ledger.become("step")
+    causes: tuple[Cause, ...] = ("report", "compile", "checkpoint", "data_wait")
+    for cause in causes:
+        with ledger.spent(cause):
+            clock.now += 2.0
+            waited.now += 1.0
+    clock.now += 3.0
+    waited.now += 0.5
+    assert ledger.host_seconds == HostSeconds(steps=7.0, collectives=2.5, data_wait=2.0)
+    ledger.take(step=1)
+    assert ledger.host_seconds == HostSeconds(steps=0.0, collectives=0.0, data_wait=0.0)
 
 
 def test_two_ledgers_are_two_attempts() -> None:

@@ -54,6 +54,15 @@ class TimeSlice:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class HostSeconds:
+    """What this rank's host did in a window of steps: all of it, and of that waiting for the others and for data."""
+
+    steps: float
+    collectives: float
+    data_wait: float
+
+
 class TimeLedger:
     """Counts the seconds of one attempt by cause, on the monotonic clock. For one thread.
 
@@ -80,11 +89,20 @@ class TimeLedger:
         self._from_step: int | None = None
         self._step_seconds: list[float] = []
         self._counted_training = 0.0
+        self._collectives_so_far: Callable[[], float] = _none
+        self._collectives_before = self._collective_seconds = 0.0
+
+    def watch_collectives(self, seconds: Callable[[], float]) -> None:
+        """Count from now on what of the training steps was spent in collectives. `seconds` says how long this process has waited in
+        collectives so far."""
+        self._settle()
+        self._collectives_so_far, self._collectives_before = seconds, seconds()
 
     @property
-    def is_told(self) -> bool:
-        """Whether a slice of this attempt has been taken: only then has it begun for those who read events.jsonl."""
-        return self._from_step is not None
+    def host_seconds(self) -> HostSeconds:
+        """The training steps since the last slice."""
+        self._settle()
+        return HostSeconds(steps=self._training(), collectives=self._collective_seconds, data_wait=self._seconds["data_wait"])
 
     def spent(self, cause: Cause) -> "_Span":
         """A context manager that counts its block towards `cause`."""
@@ -124,15 +142,20 @@ class TimeLedger:
         self._taken_at, self._from_step = self._since, step
         # A step that is not finished is finished in the next slice: what it took so far is still to be counted there.
         self._step_seconds, self._counted_training = [], -slice_.unfinished_seconds
+        self._collective_seconds = 0.0
         return slice_
 
     def _training(self) -> float:
         return self._seconds["compile"] + self._seconds["data_wait"] + self._seconds["step"]
 
     def _settle(self) -> None:
-        now = self._clock()
-        self._seconds[self._causes[-1]] += now - self._since
+        now, cause = self._clock(), self._causes[-1]
+        self._seconds[cause] += now - self._since
         self._since = now
+        collectives = self._collectives_so_far()
+        if cause in TRAINING:
+            self._collective_seconds += collectives - self._collectives_before
+        self._collectives_before = collectives
 
 
 class _Span:
@@ -171,6 +194,10 @@ class RunningShares:
         total = sum(self._seconds.values())
         shares = {cause: seconds / total if total else 0.0 for cause, seconds in self._seconds.items()}
         return {"productive": shares.pop(PRODUCTIVE, 0.0), **shares}
+
+
+def _none() -> float:
+    return 0.0
 
 
 def seconds_since_process_start() -> float:
