@@ -14,7 +14,7 @@ RAW := shards/raw/fashion-mnist
 PACKED := shards/fashion-mnist
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test check
+.PHONY: help venv quickstart test check chaos
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(VENV)/dev.stamp  ## run every test that needs no GPU: the default tier, 
 	# By file, so that the tests which share a launch share a process; two at a time, because each starts processes of its own.
 	$(PYTEST) -m dist -n 2 --dist loadfile
 	$(PYTEST) -m ray
+
+chaos: $(VENV)/dev.stamp  ## run the long tests that kill processes, machines and clusters
+	$(PYTEST) -m chaos
 
 check: $(VENV)/dev.stamp  ## lint, formatting, types, architecture
 	$(BIN)/ruff check .
