@@ -1,0 +1,294 @@
+"""Faults of a whole launch: signals to the command, its death, workers that die again and again, machines and heads that go."""
+
+import itertools
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.tiny_run import (
+    assert_equal_tensors,
+    checkpoint_tensors,
+    events,
+    losses,
+    read_lines,
+    sample_ids,
+    tiny_config,
+    tiny_values,
+)
+from vitscale.api import train
+from vitscale.config import dump_yaml
+from vitscale.run_config import RunConfig
+from vitscale.train.run_lock import read_owner
+from vitscale_launch.environment import prepare_environment
+
+NUM_STEPS = 400
+LONG = (f"train.num_samples={16 * NUM_STEPS}", "checkpoint.every_steps=50", "train.log_every_steps=10", "train.log_images=0")
+PATIENCE = 280.0
+HEAD = "10.211.7.1:6399"
+
+
+class Command:
+    """`vitscale-launch train` on the tiny run, in a session of its own, with its output in a file."""
+
+    def __init__(self, root: Path, *options: str, prefix: tuple[str, ...] = (), environment: dict[str, str] | None = None) -> None:
+        self.run_dir = root / "runs" / "tiny"
+        (root / "tiny.yaml").write_text(dump_yaml(tiny_values(root)))
+        self.output = root / "output.txt"
+        command = [*prefix, sys.executable, "-m", "vitscale_launch", "train", str(root / "tiny.yaml"), *LONG, *options]
+        with self.output.open("a") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, **(environment or {})}
+            )
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: any(reached >= step for reached in logged(self.run_dir)), f"step {step}")
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}: {self.text()}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}: {self.text()}"
+            time.sleep(0.05)
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=PATIENCE)
+
+    def text(self) -> str:
+        return self.output.read_text()[-6000:]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def logged(run_dir: Path) -> list[int]:
+    path = run_dir / "metrics.jsonl"
+    return list(losses(run_dir)) if path.exists() else []
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands and ends them with the test."""
+    with ExitStack() as stack:
+
+        def begin(*options: str, **settings: Any) -> Command:
+            command = Command(tmp_path, *options, **settings)
+            stack.callback(command.kill)
+            return command
+
+        yield begin
+
+
+def assert_same_end(run_dir: Path, reference: RunConfig) -> None:
+    """Not the logged losses: a stop ends the stretch of steps that a logged mean is of."""
+    assert sample_ids(run_dir) == sample_ids(reference.run_dir)
+    assert_equal_tensors(checkpoint_tensors(run_dir, step=NUM_STEPS), checkpoint_tensors(reference.run_dir, step=NUM_STEPS))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_signals_lose_no_step_and_a_killed_command_is_given_again(tmp_path: Path, start: Callable[..., Command]) -> None:
+    command = start("--workers", "1")
+    command.wait_for_step(60)
+    assert command.end(signal.SIGUSR1) == 75, command.text()
+    stopped = events(command.run_dir, "ended")[0]
+    assert list(losses(command.run_dir))[-1] == stopped["step"], "the last step done is the last one kept"
+    assert (command.run_dir / "checkpoints" / f"step-{stopped['step']:08d}").is_dir()
+
+    command = start("--workers", "1")
+    command.wait_for_step(stopped["step"] + 60)
+    command.kill()
+    command = start("--workers", "1")
+    assert command.process.wait(timeout=PATIENCE) == 0, command.text()
+    assert next(event["step"] for event in events(command.run_dir, "resume")) == stopped["step"]
+    reference = tiny_config(tmp_path, "name=reference", *LONG)
+    train(reference)
+    assert_same_end(command.run_dir, reference)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_worker_that_dies_again_and_again_ends_the_command_with_the_reason(start: Callable[..., Command]) -> None:
+    command = start("--workers", "1", "--max-restarts", "9")
+    command.wait_for_step(60)
+    killed: set[int] = set()
+    while command.process.poll() is None:
+        holder = read_owner(command.run_dir)
+        if holder is not None and holder.pid not in killed:
+            killed.add(holder.pid)
+            kill(holder.pid)
+        time.sleep(0.05)
+    assert command.process.returncode == 1, command.text()
+    assert "the worker of rank 0 failed 3 times in the same place, after step" in command.text()
+    assert "its process died" in command.text()
+    assert [event["event"] for event in read_lines(command.run_dir / "events.jsonl") if event["event"] in ("restart", "gave_up")] == [
+        "restart",
+        "restart",
+        "gave_up",
+    ]
+    assert len(killed) == 3
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+class Network:
+    """Machines as network namespaces on one bridge, each with what runs in it."""
+
+    def __init__(self, num_machines: int) -> None:
+        self.environment = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "GLOO_SOCKET_IFNAME": "eth0", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.machines = range(1, num_machines + 1)
+        ip("link", "add", "vtbr", "type", "bridge")
+        ip("link", "set", "vtbr", "up")
+        for machine in self.machines:
+            ip("netns", "add", f"vt{machine}")
+            ip("link", "add", f"vtv{machine}", "type", "veth", "peer", "name", "eth0", "netns", f"vt{machine}")
+            ip("link", "set", f"vtv{machine}", "master", "vtbr", "up")
+            ip("-n", f"vt{machine}", "link", "set", "lo", "up")
+            ip("-n", f"vt{machine}", "addr", "add", f"10.211.7.{machine}/24", "dev", "eth0")
+            ip("-n", f"vt{machine}", "link", "set", "eth0", "up")
+
+    def start_head(self) -> None:
+        self._start_ray(1, "--head", "--port", HEAD.rpartition(":")[2], "--num-cpus", "0", "--include-dashboard", "false")
+
+    def start_node(self, machine: int) -> None:
+        self._start_ray(machine, "--address", HEAD, "--num-cpus", "1")
+
+    def kill(self, machine: int) -> None:
+        """All of Ray on a machine, as when its power fails."""
+        for pid in subprocess.run(["ip", "netns", "pids", f"vt{machine}"], capture_output=True, text=True, check=True).stdout.split():
+            if b"vitscale_launch" not in command_line(int(pid)):
+                kill(int(pid))
+
+    def close(self) -> None:
+        for machine in self.machines:
+            found = subprocess.run(["ip", "netns", "pids", f"vt{machine}"], capture_output=True, text=True, check=False).stdout
+            for pid in found.split():
+                kill(int(pid))
+            subprocess.run(["ip", "netns", "del", f"vt{machine}"], check=False)
+        subprocess.run(["ip", "link", "del", "vtbr"], check=False)
+
+    def _start_ray(self, machine: int, *options: str) -> None:
+        ray = Path(sys.executable).with_name("ray")
+        address = ("--node-ip-address", f"10.211.7.{machine}", "--object-store-memory", "100000000")
+        command = ["ip", "netns", "exec", f"vt{machine}", str(ray), "start", *options, *address]
+        environment = {**os.environ, **self.environment}
+        prepare_environment(environment, local=False)
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A head without CPUs and two machines with one each, and the right to make them."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("machines of a test are network namespaces, which need root and iproute2")
+    try:
+        ip("netns", "add", "vtprobe")
+        ip("netns", "del", "vtprobe")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    made = Network(3)
+    try:
+        made.start_head()
+        made.start_node(2)
+        made.start_node(3)
+        yield made
+    finally:
+        made.close()
+
+
+def on_head(network: Network) -> dict[str, Any]:
+    # The settings of a local cluster, which the test session has, are not for one that is joined.
+    environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_API_SERVER_ADDRESS": ""}
+    return {"prefix": ("ip", "netns", "exec", "vt1"), "environment": network.environment | environment}
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_head_that_dies_and_comes_back_is_waited_for(tmp_path: Path, network: Network, start: Callable[..., Command]) -> None:
+    command = start("--workers", "2", "--address", HEAD, **on_head(network))
+    command.wait_for_step(100)
+    network.kill(1)
+    command.wait_until(lambda: bool(events(command.run_dir, "wait")), "the command to notice")
+    for machine in (2, 3):
+        network.kill(machine)
+    network.start_head()
+    network.start_node(2)
+    network.start_node(3)
+    assert command.process.wait(timeout=PATIENCE) == 0, command.text()
+    assert len(events(command.run_dir, "restart")) == 1
+    assert_close_to_one_worker(command.run_dir, tmp_path)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_after_the_loss_of_a_machine_fewer_workers_go_on(tmp_path: Path, network: Network, start: Callable[..., Command]) -> None:
+    command = start("--workers", "2", "--min-workers", "1", "--address", HEAD, **on_head(network))
+    command.wait_for_step(100)
+    network.kill(3)
+    assert command.process.wait(timeout=PATIENCE) == 0, command.text()
+    assert [event["num_workers"] for event in events(command.run_dir, "shrink")] == [1]
+    assert [event["world_size"] for event in events(command.run_dir, "resume")] == [1]
+    assert_close_to_one_worker(command.run_dir, tmp_path)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_notice_of_preemption_saves_and_stops(network: Network, start: Callable[..., Command]) -> None:
+    command = start("--workers", "2", "--address", HEAD, **on_head(network))
+    command.wait_for_step(100)
+    program = (
+        "import ray; ray.init(address='auto', logging_level='ERROR');"
+        "node = next(n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == '10.211.7.3');"
+        "gcs = ray._raylet.GcsClient(address='10.211.7.1:6399');"
+        "import time; print(gcs.drain_node(node, 2, 'test', int(time.time() * 1000) + 60000))"
+    )
+    done = subprocess.run(
+        ["ip", "netns", "exec", "vt1", sys.executable, "-c", program],
+        env={**os.environ, **network.environment, "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert command.process.wait(timeout=60.0) == 75, command.text()
+    stopped = events(command.run_dir, "ended")[0]
+    assert list(losses(command.run_dir))[-1] == stopped["step"] < NUM_STEPS
+
+
+def assert_close_to_one_worker(run_dir: Path, root: Path) -> None:
+    """The same samples in the same order; another number of ranks sums in another order."""
+    reference = tiny_config(root, "name=reference", *LONG)
+    train(reference)
+    assert {step: sorted(ids) for step, ids in sample_ids(run_dir).items()} == {
+        step: sorted(ids) for step, ids in sample_ids(reference.run_dir).items()
+    }
+    ours, theirs = losses(run_dir), losses(reference.run_dir)
+    assert list(ours) == list(theirs)
+    for step in itertools.islice(ours, 5):
+        assert ours[step] == pytest.approx(theirs[step], rel=1e-4)
