@@ -7,7 +7,7 @@ import pytest
 
 from vitscale.train.hang_rules import (
     AUTO_SECONDS,
-    DATA_SECONDS,
+    STORAGE_SECONDS,
     SUSPENDED_SECONDS,
     Blame,
     Condition,
@@ -99,6 +99,16 @@ def test_the_first_time_of_a_rare_phase_is_learnt(phase: str) -> None:
     assert rank.clock.limit(CALM) == pytest.approx(480.0, abs=1.0)
 
 
+def test_a_save_may_be_slow_though_those_before_were_fast() -> None:
+    rank = Rank()
+    rank.steps(3)
+    rank.beat("save", 3)
+    rank.beat("step", 3)
+    rank.beat("save", 4)
+    assert rank.clock.limit(CALM) == STORAGE_SECONDS
+    assert rank.clock.limit(STOPPED) == AUTO_SECONDS
+
+
 def test_with_seconds_of_the_users_a_save_has_no_more() -> None:
     rank = Rank(hang_seconds=30.0)
     rank.steps(3)
@@ -111,7 +121,7 @@ def test_a_rank_asleep_over_its_data_may_be_waiting_for_a_store() -> None:
     rank = Rank()
     rank.steps(3)
     rank.beat("data", 3)
-    assert rank.clock.limit(Condition(idle=True)) == DATA_SECONDS
+    assert rank.clock.limit(Condition(idle=True)) == STORAGE_SECONDS
     assert rank.clock.limit(Condition(idle=False)) == AUTO_SECONDS, "one that computes is not waiting"
     rank.beat("step", 3)
     assert rank.clock.limit(Condition(idle=True)) == AUTO_SECONDS

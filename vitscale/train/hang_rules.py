@@ -12,8 +12,9 @@ AUTO_SECONDS = 20.0
 """The least that `auto` waits."""
 AUTO_MULTIPLE = 8.0
 """How many times the longest silence so far `auto` waits."""
-DATA_SECONDS = 300.0
-"""How long `auto` lets a rank sleep while it waits for data: a store that does not answer is given up after four minutes."""
+STORAGE_SECONDS = 300.0
+"""The least that `auto` waits where storage sets the pace: in saves, in evaluations, and for a rank that sleeps while it waits
+for data. A store that does not answer is given up after four minutes."""
 SUSPENDED_SECONDS = 10.0
 """A look that comes so late shows that the watching process was stopped as well."""
 
@@ -89,8 +90,8 @@ class SilenceClock:
             return shortest
         if phase in _RARE_PHASES and phase not in self._phases_done:
             return max(shortest, self._start_seconds)
-        if phase == "data" and condition.idle:
-            return max(shortest, DATA_SECONDS)
+        if phase in _RARE_PHASES or (phase == "data" and condition.idle):
+            return max(shortest, STORAGE_SECONDS)
         return shortest
 
     def _learn(self, signs: Signs) -> None:
