@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.train.tiny_run import pack_tiny, tiny_config
 from vitscale import api
+from vitscale.checkpoint.remote import RemoteFound
 from vitscale.config import CheckpointError, ConfigError, UserError
 from vitscale.plan.cluster import Cluster
 from vitscale.plan.plan import Plan, make_plan, resolve
@@ -50,6 +52,36 @@ def test_the_newest_whole_checkpoint_is_taken_and_a_torn_one_explained(finished:
 
 def test_nothing_to_resume(tmp_path: Path, finished: Path) -> None:
     assert decide(tiny_config(finished), checkpoints=tmp_path / "none").checkpoint is None
+
+
+class CopiesIn:
+    """Remote checkpoints that are the folders of `root`, for what deciding asks of them."""
+
+    root = "s3://bucket/run"
+
+    def __init__(self, root: Path, *steps: int) -> None:
+        self.folder = root
+        self.steps = steps
+
+    def find(self) -> RemoteFound:
+        return RemoteFound(steps=self.steps, passed_over=("s3://bucket/run/step-00000009: its upload did not finish",))
+
+    def download(self, step: int, *, folder: Path) -> Path:
+        shutil.copytree(self.folder / f"step-{step:08d}", folder / f"step-{step:08d}")
+        return folder / f"step-{step:08d}"
+
+
+def test_a_newer_copy_is_downloaded_first(finished: Path, tmp_path: Path) -> None:
+    saved = finished / "runs" / "tiny" / "checkpoints"
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(saved / "step-00000004", checkpoints / "step-00000004")
+    config = tiny_config(finished)
+    remote: Any = CopiesIn(saved, 6, 4)
+    decision = decide_resume(config, plan=plan_of(config), checkpoints=checkpoints, allow_change=(), remote=remote)
+    assert decision.checkpoint == str(checkpoints / "step-00000006")
+    assert "downloaded step-00000006 from s3://bucket/run" in decision.messages
+    assert "passed over s3://bucket/run/step-00000009: its upload did not finish" in decision.messages
+    assert "resuming from step-00000006 (step 6)" in decision.messages
 
 
 def test_only_damaged_checkpoints_are_not_silently_replaced_by_a_fresh_start(finished: Path, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.checkpoint.remote import RemoteCheckpoints, find_newest_or_download
 from vitscale.config import CheckpointError, ConfigError, binding_values, decode, parse_yaml
 from vitscale.data.config import OrderedConfig
 from vitscale.plan.plan import Plan, resolve, with_lanes
@@ -24,15 +24,19 @@ class ResumeDecision:
     changed: tuple[str, ...] = ()
 
 
-def decide_resume(config: RunConfig, *, plan: Plan, checkpoints: Path, allow_change: Collection[str]) -> ResumeDecision:
+def decide_resume(
+    config: RunConfig, *, plan: Plan, checkpoints: Path, allow_change: Collection[str], remote: RemoteCheckpoints | None = None
+) -> ResumeDecision:
     """Scan the run's checkpoints and compare the newest whole one's configuration with `config`. Rank 0 only.
 
+    Where `remote` has a newer one, that is downloaded into `checkpoints` first.
     What `config` leaves open is compared as `plan` decides it; open lanes stay those of the run where they divide the batch.
     `allow_change` lists dotted keys, or sections, that may differ. Raises `CheckpointError` naming every other key that
     differs, and when there are checkpoints of which none is whole, since starting over would throw that work away.
     """
-    found = find_newest(checkpoints)
-    passed_over = tuple(f"passed over {entry.path.name}: {entry.reason}" for entry in found.passed_over)
+    sought = find_newest_or_download(checkpoints, remote=remote)
+    found = sought.found
+    passed_over = (*sought.messages, *(f"passed over {entry.path.name}: {entry.reason}" for entry in found.passed_over))
     if found.checkpoint is None:
         committed = [entry for entry in found.passed_over if entry.path.suffix == ""]
         if committed:
