@@ -16,7 +16,9 @@ from .outcome import Failed, Finished, Outcome, Stopped
 from .stop_signals import StopSignals
 from .supervise import Failure, GiveUp, Policy, Restart, Shrink, Status, Wait, decide, restarts_used
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+# What workers that were just ended had reserved comes back a moment later: that is no wait to speak of.
+_SECONDS_UNTIL_TOLD = 3.0
 _SECONDS_BETWEEN_MESSAGES = 60.0
 
 
@@ -68,8 +70,8 @@ class Supervisor:
 
     def _prepare_next(self, num_workers: int) -> int:
         """After a failure: wait as long as is decided; returns the number of workers of the next attempt."""
-        began = told_at = self.clock()
-        told: str | None = None
+        began = self.clock()
+        told: tuple[str, float] | None = None
         while True:
             self._check_stop()
             now = self.clock()
@@ -85,9 +87,10 @@ class Supervisor:
                 case GiveUp():
                     self._give_up(decision)
                 case Wait():
-                    if decision.reason != told or now - told_at >= _SECONDS_BETWEEN_MESSAGES:
+                    is_news = told is None or decision.reason != told[0] or now - told[1] >= _SECONDS_BETWEEN_MESSAGES
+                    if is_news and now - began >= _SECONDS_UNTIL_TOLD:
                         self._tell_wait(decision, seconds=now - began)
-                        told, told_at = decision.reason, now
+                        told = decision.reason, now
                     self.stop.wait(_SECONDS_BETWEEN_LOOKS)
                 case Restart() | Shrink():
                     self._tell_start(decision, status=status)

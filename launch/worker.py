@@ -17,7 +17,7 @@ from vitscale.train.run_lock import Launch, exclusive
 from .preemption import has_preemption_notice
 from .task import TrainTask
 
-_LOCK_WAIT_SECONDS = 10.0
+_LOCK_WAIT_SECONDS = 20.0
 
 
 def train_worker(task_text: str) -> dict[str, Any]:

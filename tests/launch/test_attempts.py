@@ -118,27 +118,34 @@ def test_a_crash_loop_ends_with_its_step_rank_error_and_trace(tmp_path: Path) ->
 
 
 def test_lost_machines_are_waited_for_and_told_once(tmp_path: Path) -> None:
-    script, stop = Script([LOST, DONE], capacities=[None] * 70 + [1] * 3 + [2]), Stop()
+    script, stop = Script([LOST, DONE], capacities=[None] * 140 + [1] * 3 + [2]), Stop()
     supervisor(script, tmp_path, stop).train(num_workers=2)
     assert script.runs == [(0, 2), (1, 2)]
     told = [(record["event"], record.get("reason"), record["seconds"]) for record in records(tmp_path)]
     assert told == [
-        ("wait", "the Ray cluster does not answer", 0.0),
-        ("wait", "the Ray cluster does not answer", 60.0),
+        ("wait", "the Ray cluster does not answer", 3.0),
+        ("wait", "the Ray cluster does not answer", 63.0),
         ("wait", "the Ray cluster has room for 1 of the 2 workers", 70.0),
         ("restart", "Ray was lost", 0.0),
     ]
 
 
+def test_resources_that_come_back_in_a_moment_are_not_spoken_of(tmp_path: Path) -> None:
+    script, stop = Script([DIED, DONE], capacities=[0] * 5 + [2]), Stop()
+    supervisor(script, tmp_path, stop).train(num_workers=2)
+    assert [record["event"] for record in records(tmp_path)] == ["restart"]
+    assert stop.clock() == 2.5
+
+
 def test_fewer_workers_go_on_where_the_user_allows_it(tmp_path: Path) -> None:
-    script, stop = Script([DIED, DIED, DONE], capacities=[1] * 11 + [1], steps_each=50), Stop()
+    script, stop = Script([DIED, DIED, DONE], capacities=[1] * 22, steps_each=50), Stop()
     supervisor(script, tmp_path, stop, allowed_workers=(1, 2)).train(num_workers=2)
     assert script.runs == [(0, 2), (1, 1), (2, 1)]
     assert [(record["event"], record.get("num_workers")) for record in records(tmp_path)] == [("wait", None), ("shrink", 1), ("restart", 1)]
 
 
 def test_the_wait_is_bounded(tmp_path: Path) -> None:
-    script, stop = Script([LOST], capacities=[None] * 99), Stop()
+    script, stop = Script([LOST], capacities=[None] * 999), Stop()
     with pytest.raises(UserError, match="does not answer, for 30 seconds now"):
         supervisor(script, tmp_path, stop, wait_seconds=30.0).train(num_workers=2)
 
