@@ -55,7 +55,13 @@ def _sharded(setting: Setting) -> dict[str, Any]:
     """Nothing is gathered between two steps: each rank can only compare its slices with its masters."""
     engine = _build(setting)
     _step(engine, 0)
-    results = {"quiet": _told(engine.compare_replicas()), "master": _flip_held(engine, "weight", rank=1)}
+    results = {"quiet": _told(engine.compare_replicas())}
+    if dist.get_rank() == 1:
+        engine.flip_weight_bit()
+    results["slice"] = _told(engine.compare_replicas())
+    _step(engine, 1)
+    results["a step later"] = _told(engine.compare_replicas())
+    results["master"] = _flip_held(engine, "weight", rank=1)
     engine.close()
     return results
 

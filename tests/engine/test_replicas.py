@@ -119,7 +119,14 @@ def test_training_raises_no_false_alarm_and_is_not_disturbed(ranks: tuple[int, d
             assert result["alarms"] == 0, name
             assert result["same"], name
             assert result["compared"] == (56 if name.startswith("0") else 14), name
-    assert ranks[1]["3 bf16 sharded"]["quiet"]["found"] == []
+
+
+@pytest.mark.dist
+def test_a_flipped_bit_of_a_slice_is_found_and_named(ranks: tuple[int, dict[str, Any]]) -> None:
+    result = ranks[1]["3 bf16 sharded"]
+    assert result["quiet"]["found"] == result["a step later"]["found"] == []
+    ((_, kind, what, named),) = result["slice"]["found"]
+    assert (kind, what, named) == ("weight", "master", [1])
 
 
 @pytest.mark.dist

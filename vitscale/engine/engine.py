@@ -136,13 +136,18 @@ class Engine:
     def flip_weight_bit(self) -> str:
         """Flip one bit of a weight that this rank's forward reads, as a fault in its memory would; returns the parameter's name.
 
-        For rehearsals of that fault and for tests; all other ranks need not call it.
+        For rehearsals of that fault and for tests; all other ranks need not call it. From stage 1 on the next step heals it.
         """
         whole = internals.whole_parameters(self._names, zero_stage=self.config.zero_stage)
-        assert whole, "at stage 3 no parameter is gathered before the first step, and none where all are large"
-        name = max(whole, key=lambda name: whole[name].numel())
-        flip_bit(whole[name])
-        return name
+        if whole:
+            name = max(whole, key=lambda name: whole[name].numel())
+            flip_bit(whole[name])
+            return name
+        # Stage 3 with nothing gathered: of its own slice.
+        forward_shards = internals.forward_shards(self._engine, zero_stage=self.config.zero_stage)
+        shard, forward = next((s, f) for s, f in zip(self._shards, forward_shards, strict=True) if s.pieces)
+        flip_bit(forward, element=shard.pieces[0].offset)
+        return shard.pieces[0].name
 
     def poison_next_gradient(self) -> None:
         """Make this rank's gradient of the next step NaN, as a fault in its arithmetic would; the loss it reports is the true one.
