@@ -1,6 +1,7 @@
 """The text: durations people can read, a line for every event, a meaning for every cause."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from rich.console import Console
 from vitscale.train.goodput_report import Counts, GoodputReport
 from vitscale.train.goodput_text import MEANINGS, duration, event_lines, print_goodput
 from vitscale.train.goodput_timeline import RUN_CAUSES, Timeline
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,24 @@ def test_only_causes_that_took_time_are_shown_and_notes_are_not_markup() -> None
     assert "75.00%" in text
     assert "restart  " not in text
     assert "note: [red] is no colour" in text
+
+
+DOCUMENTATION = (ROOT / "docs" / "events.md").read_text(encoding="utf-8")
+
+
+def test_every_cause_is_documented() -> None:
+    assert [cause for cause in RUN_CAUSES if f"| `{cause}` |" not in DOCUMENTATION] == []
+
+
+def test_every_kind_of_event_that_is_written_is_documented() -> None:
+    written = re.compile(r"""(?:\.event|\.record)\(\s*"([a-z_]+)"|"event": "([a-z_]+)\"""")
+    kinds = {
+        kind
+        for folder in ("vitscale", "launch")
+        for path in (ROOT / folder).rglob("*.py")
+        for found in written.finditer(path.read_text(encoding="utf-8"))
+        for kind in found.groups()
+        if kind
+    }
+    assert {"checkpoint", "hang", "time"} <= kinds, "the search finds what it should"
+    assert sorted(kind for kind in kinds if f"`{kind}`" not in DOCUMENTATION) == []
