@@ -1,6 +1,7 @@
 """Script for `run_ranks`: does a list of runs one after the other in one process group.
 
-Arguments: root folder, then a JSON list of jobs. A job is {"do": "train" | "resave", "overrides": [...], "stop_at": step or null}.
+Arguments: root folder, then a JSON list of jobs. A job is {"do": "train" | "resave", "overrides": [...], "stop_at": step or null,
+"allow_change": [keys]}.
 """
 
 import json
@@ -35,7 +36,7 @@ def do(root: Path, job: dict) -> int:  # type: ignore[type-arg]
     config = tiny_config(root, *job["overrides"])
     if job["do"] == "resave":
         # Restores on the ranks there are now and writes the same step again.
-        with open_run(config) as run:
+        with open_run(config, allow_change=job["allow_change"]) as run:
             run.save(run.start, last=True)
         return 0
     try:

@@ -1,13 +1,20 @@
 """The promise, on real process groups: the same samples and losses for any ranks, workers and stages; resume bit for bit."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
 
 from tests.launcher import run_ranks
-from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, losses, pack_tiny, sample_ids
+from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, losses, pack_tiny, sample_ids, tiny_config
+from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.train.evaluate import load_objective
+from vitscale.train.export import export_checkpoint
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]  # the first test waits for all runs
 
@@ -16,6 +23,7 @@ TWENTY_STEPS = ["train.num_samples=320", "checkpoint.every_steps=10"]
 STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
 TOPOLOGIES = [(1, 0), (1, 1), (2, 0), (2, 2), (4, 1)]  # ranks, loader processes in each
 COPIES = [(1, 3), (4, 3), (1, 1), (2, 1), (2, 0)]  # ranks, stage
+CROSSINGS = [("3-fp32", (2, 1, "bf16")), ("3-fp32", (1, 3, "bf16")), ("1-bf16", (2, 3, "fp32")), ("3-bf16", (1, 0, "fp32"))]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoints = root / "runs" / f"copy-{num_ranks}-{stage}" / "checkpoints"
         checkpoints.mkdir(parents=True)
         (checkpoints / "step-00000010").symlink_to(root / "runs" / "whole-3-fp32" / "checkpoints" / "step-00000010")
-    launch(root, _at_every_stage() + _with_loader_processes(2) + _copies(2), num_ranks=2)
+    for origin, target in CROSSINGS:
+        checkpoints = root / "runs" / _crossing(origin, target) / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "step-00000010").symlink_to(root / "runs" / f"whole-{origin}" / "checkpoints" / "step-00000010")
+    launch(root, _at_every_stage() + _with_loader_processes(2) + _copies(2) + _switched(), num_ranks=2)
     for num_ranks in (1, 4):
         launch(root, _with_loader_processes(num_ranks) + _copies(num_ranks), num_ranks=num_ranks)
     return root / "runs"
@@ -59,11 +71,35 @@ def _copies(num_ranks: int) -> list[dict[str, Any]]:
         _job("resave", f"copy-{ranks}-{stage}", *(option.format(stage) for option in options))
         for ranks, stage in COPIES
         if ranks == num_ranks
+    ] + [
+        _job(
+            "resave",
+            _crossing(origin, target),
+            f"parallel.zero_stage={target[1]}",
+            f"parallel.precision={target[2]}",
+            allow_change=["parallel.precision"],
+        )
+        for origin, target in CROSSINGS
+        if target[0] == num_ranks
     ]
 
 
-def _job(do: str, name: str, *overrides: str, stop_at: int | None = None) -> dict[str, Any]:
-    return {"do": do, "overrides": [f"name={name}", *TWENTY_STEPS, *overrides], "stop_at": stop_at}
+def _crossing(origin: str, target: tuple[int, int, str]) -> str:
+    return f"crossing-{origin}-to-{'-'.join(map(str, target))}"
+
+
+def _switched() -> list[dict[str, Any]]:
+    """A run that goes on at another stage with its optimizer offloaded, and one that is offloaded from the start."""
+    offloaded = ("parallel.precision=fp32", "parallel.zero_stage=2", "parallel.offload_optimizer=true")
+    return [
+        _job("train", "switched", "parallel.precision=fp32", "parallel.zero_stage=3", stop_at=10),
+        _job("train", "switched", *offloaded),
+        _job("train", "offloaded", *offloaded),
+    ]
+
+
+def _job(do: str, name: str, *overrides: str, stop_at: int | None = None, allow_change: Sequence[str] = ()) -> dict[str, Any]:
+    return {"do": do, "overrides": [f"name={name}", *TWENTY_STEPS, *overrides], "stop_at": stop_at, "allow_change": list(allow_change)}
 
 
 def test_ranks_and_workers_change_neither_samples_nor_losses(runs: Path) -> None:
@@ -97,3 +133,31 @@ def test_a_checkpoint_of_two_ranks_at_stage_3_restores_exactly_elsewhere(runs: P
     source, copy = runs / "whole-3-fp32", runs / f"copy-{num_ranks}-{stage}"
     assert not (copy / "checkpoints" / "step-00000010").is_symlink(), "written anew"
     assert_equal_tensors(checkpoint_tensors(copy, step=10), checkpoint_tensors(source, step=10))
+
+
+@pytest.mark.parametrize(("origin", "target"), CROSSINGS)
+def test_a_change_of_precision_keeps_every_master(runs: Path, origin: str, target: tuple[int, int, str]) -> None:
+    copy = runs / _crossing(origin, target)
+    assert not (copy / "checkpoints" / "step-00000010").is_symlink(), "written anew"
+    assert_equal_tensors(checkpoint_tensors(copy, step=10), checkpoint_tensors(runs / f"whole-{origin}", step=10))
+
+
+@pytest.mark.parametrize("name", ["switched", "offloaded"])
+def test_offloading_the_optimizer_is_the_same_run(runs: Path, name: str) -> None:
+    assert sample_ids(runs / name) == sample_ids(runs / "whole-2-fp32")
+    assert losses(runs / name) == pytest.approx(losses(runs / "whole-2-fp32"), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["weight", "ema"])
+def test_a_sharded_checkpoint_is_evaluated_and_exported_without_a_process_group(
+    runs: Path, kind: Literal["weight", "ema"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "init_process_group", lambda *_args, **_kwargs: pytest.fail("a process group was made"))
+    run = runs / "offloaded"
+    stored = {name: value for (name, held_kind), value in checkpoint_tensors(run, step=20).items() if held_kind == kind}
+    config = tiny_config(runs.parent, "name=offloaded")
+    reader = CheckpointReader(run / "checkpoints" / "step-00000020")
+    objective = load_objective(config, reader=reader, kind=kind, device=torch.device("cpu"), dtype=torch.float32)
+    assert {name for name, parameter in objective.named_parameters() if torch.equal(parameter, stored[name])} == set(stored)
+    exported = load_file(export_checkpoint(config, layout="timm", kind=kind, output=tmp_path / "weights.safetensors"))
+    assert torch.equal(exported["head.weight"], stored["head.fc.weight"])
