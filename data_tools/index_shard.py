@@ -14,6 +14,7 @@ from vitscale.data.index import INDEX_DTYPE, ScannedSample, encode_index, index_
 from vitscale.data.labels import LABEL_MEMBER
 from vitscale.data.manifest import Shard
 from vitscale.data.storage.storage import LocalStorage, Storage
+from vitscale.data.types import UnreachableDataError
 from vitscale.data.ustar import parse_sample
 
 from .atomic import replace_array, replace_file
@@ -67,13 +68,16 @@ class Unusable:
 
 
 def index_shard(job: IndexJob, advance: Advance) -> ShardRecord | Unusable:
-    """Index the tar unless a record says that it is done; `advance(n)` is called with the bytes read. Raises `OSError`."""
+    """Index the tar unless a record says that it is done; `advance(n)` is called with the bytes read. Raises `OSError`, and
+    `UnreachableDataError` where it cannot be read now."""
     try:
         known = read_record(job)
         if known is not None:
             advance(known.shard.bytes)
             return known
         return _index(job, advance)
+    except UnreachableDataError:  # says nothing about the tar
+        raise
     except DataError as error:
         return Unusable(problem=str(error))
 

@@ -251,16 +251,24 @@ def _open(path: str) -> "_File":
 class _File:
     """An open file that is closed when the cache forgets it."""
 
+    descriptor: int | None = None
+
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    def read(self, place: Place) -> bytes:
+        """The bytes at a place, fewer where the file ends. Reading by a method keeps the file open until it is done."""
+        assert self.descriptor is not None
+        return os.pread(self.descriptor, place.size, place.offset)
+
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
 
 def _read(path: str, place: Place) -> bytes:
     try:
-        data = os.pread(_open(path).descriptor, place.size, place.offset)
+        data = _open(path).read(place)
     except OSError as error:
         raise UnusableImageError(f"{path}: {error.strerror}") from None
     if len(data) != place.size:

@@ -55,7 +55,8 @@ class UnreadableSampleError(DataError):
 
 
 class UnreachableDataError(DataError):
-    """The store did not answer for as long as a read is patient. What lies there is not lost: the run stops and goes on later."""
+    """The store did not answer for as long as a read is patient, or this machine lacked what reading takes. What lies there is not
+    lost: the run stops and goes on later. Whoever handles a `DataError` as damage lets this one pass."""
 
 
 JpegDecoder = Literal["simplejpeg", "turbojpeg"]
