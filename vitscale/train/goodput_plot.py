@@ -81,13 +81,15 @@ def _draw(axes: Any, report: GoodputReport) -> None:
         colour = _COLOURS.get(cause, "#d4a5a5")
         axes.bar(begins, heights, bottom=below, width=width / unit_seconds, align="edge", color=colour, label=label, linewidth=0)
         below = [low + height for low, height in zip(below, heights, strict=True)]
-    starts = {segment.attempt: segment.begin for segment in reversed(report.timeline.segments)}
-    if len(starts) <= _MOST_MARKS:
-        for begin in starts.values():
-            axes.axvline(begin / unit_seconds, color="black", linewidth=0.8, linestyle=":")
+    # What lies between two attempts belongs to the later one: its first segment begins where the earlier one ended.
+    begins_of = {segment.attempt: segment.begin for segment in reversed(report.timeline.segments)}
+    ends = [begin for attempt, begin in begins_of.items() if attempt]
+    if len(ends) <= _MOST_MARKS:
+        for end in ends:
+            axes.axvline(end / unit_seconds, color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, report.wall_seconds / unit_seconds)
     axes.set_ylim(0, 100)
-    axes.set_xlabel(f"wall time, {unit} (dotted: attempts begin)")
+    axes.set_xlabel(f"wall time, {unit} (dotted: an attempt ended)")
     axes.set_ylabel("share of the time, %")
     axes.set_title(f"{report.run_dir.name}: goodput {report.goodput:.1%}, {report.counts.attempts} attempts")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
