@@ -44,10 +44,10 @@ def outcome_of(error: BaseException) -> Refused | Failed:
     worker_failures: Mapping[int, BaseException] | None = getattr(error, "worker_failures", None)
     if worker_failures:
         return Failed(failure=first_failure(worker_failures))
-    reason = _last_line(getattr(error, "controller_failure", None) or error)
+    inner = getattr(error, "controller_failure", None) or error
     if any(isinstance(found, _LOST) for found in _unwrap(error)):
-        return Failed(failure=Failure(kind="cluster", reason=f"Ray was lost: {reason}"))
-    return Failed(failure=Failure(kind="start", reason=reason))
+        return Failed(failure=Failure(kind="cluster", reason=f"Ray was lost, {type(inner).__name__}", trace=str(inner).strip() or None))
+    return Failed(failure=Failure(kind="start", reason=_last_line(inner)))
 
 
 def find_user_error(error: BaseException) -> UserError | None:

@@ -90,7 +90,7 @@ def test_without_its_controller_ray_is_lost(error: BaseException) -> None:
     outcome = outcome_of(error)
     assert isinstance(outcome, Failed)
     assert outcome.failure.kind == "cluster"
-    assert outcome.failure.reason.startswith("Ray was lost: ")
+    assert outcome.failure.reason.startswith("Ray was lost, ")
 
 
 def test_a_lost_machine_is_told_from_a_dead_process() -> None:

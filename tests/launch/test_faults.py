@@ -33,6 +33,8 @@ from vitscale_launch.environment import prepare_environment
 
 NUM_STEPS = 400
 LONG = (f"train.num_samples={16 * NUM_STEPS}", "checkpoint.every_steps=50", "train.log_every_steps=10", "train.log_images=0")
+# Workers can go on for some seconds without a head: they must not be at the end by then.
+LONGER = (*LONG, f"train.num_samples={16 * 3000}")
 PATIENCE = 280.0
 HEAD = "10.211.7.1:6399"
 
@@ -40,11 +42,18 @@ HEAD = "10.211.7.1:6399"
 class Command:
     """`vitscale-launch train` on the tiny run, in a session of its own, with its output in a file."""
 
-    def __init__(self, root: Path, *options: str, prefix: tuple[str, ...] = (), environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *options: str,
+        length: tuple[str, ...] = LONG,
+        prefix: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.run_dir = root / "runs" / "tiny"
         (root / "tiny.yaml").write_text(dump_yaml(tiny_values(root)))
         self.output = root / "output.txt"
-        command = [*prefix, sys.executable, "-m", "vitscale_launch", "train", str(root / "tiny.yaml"), *LONG, *options]
+        command = [*prefix, sys.executable, "-m", "vitscale_launch", "train", str(root / "tiny.yaml"), *length, *options]
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, **(environment or {})}
@@ -148,18 +157,25 @@ def kill(pid: int) -> None:
 class Network:
     """Machines as network namespaces on one bridge, each with what runs in it."""
 
-    def __init__(self, num_machines: int) -> None:
+    def __init__(self, num_machines: int, *, stack: ExitStack) -> None:
         self.environment = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "GLOO_SOCKET_IFNAME": "eth0", "RAY_USAGE_STATS_ENABLED": "0"}
-        self.machines = range(1, num_machines + 1)
-        ip("link", "add", "vtbr", "type", "bridge")
-        ip("link", "set", "vtbr", "up")
-        for machine in self.machines:
-            ip("netns", "add", f"vt{machine}")
-            ip("link", "add", f"vtv{machine}", "type", "veth", "peer", "name", "eth0", "netns", f"vt{machine}")
-            ip("link", "set", f"vtv{machine}", "master", "vtbr", "up")
-            ip("-n", f"vt{machine}", "link", "set", "lo", "up")
-            ip("-n", f"vt{machine}", "addr", "add", f"10.211.7.{machine}/24", "dev", "eth0")
-            ip("-n", f"vt{machine}", "link", "set", "eth0", "up")
+        # Names of its own: the kernel takes a namespace and its interfaces away some time after the last process in it.
+        self._name = f"v{secrets.token_hex(3)}"
+        ip("link", "add", self._name, "type", "bridge")
+        stack.callback(ip, "link", "del", self._name)
+        ip("link", "set", self._name, "up")
+        for machine in range(1, num_machines + 1):
+            space, cable = self.space(machine), f"{self._name}c{machine}"
+            ip("netns", "add", space)
+            stack.callback(self._remove, machine)
+            ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+            ip("link", "set", cable, "master", self._name, "up")
+            ip("-n", space, "link", "set", "lo", "up")
+            ip("-n", space, "addr", "add", f"10.211.7.{machine}/24", "dev", "eth0")
+            ip("-n", space, "link", "set", "eth0", "up")
+
+    def space(self, machine: int) -> str:
+        return f"{self._name}n{machine}"
 
     def start_head(self) -> None:
         self._start_ray(1, "--head", "--port", HEAD.rpartition(":")[2], "--num-cpus", "0", "--include-dashboard", "false")
@@ -169,22 +185,23 @@ class Network:
 
     def kill(self, machine: int) -> None:
         """All of Ray on a machine, as when its power fails."""
-        for pid in subprocess.run(["ip", "netns", "pids", f"vt{machine}"], capture_output=True, text=True, check=True).stdout.split():
-            if b"vitscale_launch" not in command_line(int(pid)):
-                kill(int(pid))
+        for pid in self._processes(machine):
+            if b"vitscale_launch" not in command_line(pid):
+                kill(pid)
 
-    def close(self) -> None:
-        for machine in self.machines:
-            found = subprocess.run(["ip", "netns", "pids", f"vt{machine}"], capture_output=True, text=True, check=False).stdout
-            for pid in found.split():
-                kill(int(pid))
-            subprocess.run(["ip", "netns", "del", f"vt{machine}"], check=False)
-        subprocess.run(["ip", "link", "del", "vtbr"], check=False)
+    def _processes(self, machine: int) -> list[int]:
+        found = subprocess.run(["ip", "netns", "pids", self.space(machine)], capture_output=True, text=True, check=False).stdout
+        return [int(pid) for pid in found.split()]
+
+    def _remove(self, machine: int) -> None:
+        for pid in self._processes(machine):
+            kill(pid)
+        ip("netns", "del", self.space(machine))
 
     def _start_ray(self, machine: int, *options: str) -> None:
         ray = Path(sys.executable).with_name("ray")
         address = ("--node-ip-address", f"10.211.7.{machine}", "--object-store-memory", "100000000")
-        command = ["ip", "netns", "exec", f"vt{machine}", str(ray), "start", *options, *address]
+        command = ["ip", "netns", "exec", self.space(machine), str(ray), "start", *options, *address]
         environment = {**os.environ, **self.environment}
         prepare_environment(environment, local=False)
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
@@ -211,20 +228,18 @@ def network() -> Iterator[Network]:
         ip("netns", "del", "vtprobe")
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-    made = Network(3)
-    try:
+    with ExitStack() as stack:
+        made = Network(3, stack=stack)
         made.start_head()
         made.start_node(2)
         made.start_node(3)
         yield made
-    finally:
-        made.close()
 
 
 def on_head(network: Network) -> dict[str, Any]:
     # The settings of a local cluster, which the test session has, are not for one that is joined.
     environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_API_SERVER_ADDRESS": ""}
-    return {"prefix": ("ip", "netns", "exec", "vt1"), "environment": network.environment | environment}
+    return {"length": LONGER, "prefix": ("ip", "netns", "exec", network.space(1)), "environment": network.environment | environment}
 
 
 @pytest.mark.chaos
@@ -240,7 +255,8 @@ def test_a_head_that_dies_and_comes_back_is_waited_for(tmp_path: Path, network: 
     network.start_node(2)
     network.start_node(3)
     assert command.process.wait(timeout=PATIENCE) == 0, command.text()
-    assert len(events(command.run_dir, "restart")) == 1
+    assert len(events(command.run_dir, "restart")) == len(events(command.run_dir, "resume")) == 1
+    assert events(command.run_dir, "resume")[0]["step"] < 3000
     assert_close_to_one_worker(command.run_dir, tmp_path)
 
 
@@ -268,7 +284,7 @@ def test_a_notice_of_preemption_saves_and_stops(network: Network, start: Callabl
         "import time; print(gcs.drain_node(node, 2, 'test', int(time.time() * 1000) + 60000))"
     )
     done = subprocess.run(
-        ["ip", "netns", "exec", "vt1", sys.executable, "-c", program],
+        ["ip", "netns", "exec", network.space(1), sys.executable, "-c", program],
         env={**os.environ, **network.environment, "RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
@@ -278,12 +294,12 @@ def test_a_notice_of_preemption_saves_and_stops(network: Network, start: Callabl
     assert done.returncode == 0, done.stderr
     assert command.process.wait(timeout=60.0) == 75, command.text()
     stopped = events(command.run_dir, "ended")[0]
-    assert list(losses(command.run_dir))[-1] == stopped["step"] < NUM_STEPS
+    assert list(losses(command.run_dir))[-1] == stopped["step"] < 3000
 
 
 def assert_close_to_one_worker(run_dir: Path, root: Path) -> None:
     """The same samples in the same order; another number of ranks sums in another order."""
-    reference = tiny_config(root, "name=reference", *LONG)
+    reference = tiny_config(root, "name=reference", *LONGER)
     train(reference)
     assert {step: sorted(ids) for step, ids in sample_ids(run_dir).items()} == {
         step: sorted(ids) for step, ids in sample_ids(reference.run_dir).items()
