@@ -109,17 +109,17 @@ class Supervisor:
 
     def _tell_start(self, decision: Restart | Shrink, *, status: Status) -> None:
         last = self._failures[-1]
-        used = restarts_used(status, self.policy)
+        used = max(1, restarts_used(status, self.policy))
         pause = f" in {decision.after_seconds:.0f} seconds" if decision.after_seconds else ""
         number = f"all {decision.num_workers}" if decision.num_workers == self.policy.num_workers else f"{decision.num_workers}"
         self.ledger.event(
             "shrink" if isinstance(decision, Shrink) else "restart",
-            f"{last}: restarting {number} workers from the newest checkpoint (step {last.committed}){pause}, restart {used} of at most"
+            f"{last}: restarting {number} workers from the newest checkpoint (step {status.committed}){pause}, restart {used} of at most"
             f" {self.policy.max_restarts} within {self.policy.refill_steps} steps",
             rank=last.rank,
             reason=last.reason,
             seconds=decision.after_seconds,
-            step=last.committed,
+            step=status.committed,
             restart=used,
             num_workers=decision.num_workers,
         )
