@@ -177,7 +177,9 @@ def test_a_holder_without_a_launch_is_not_taken_over(tmp_path: Path, start: type
 def test_what_is_done_to_the_lock_file_by_hand_is_told_before_a_commit(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     with hold(tmp_path / "run") as lock:
         lock.check()
+        assert not lock.is_lost()
         damage(tmp_path / "run" / LOCK)
+        assert lock.is_lost()
         with pytest.raises(CheckpointError, match=message) as caught:
             lock.check()
     assert "\n" not in str(caught.value)

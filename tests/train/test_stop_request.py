@@ -71,3 +71,15 @@ def test_a_directory_that_vanished_asks_for_nothing(tmp_path: Path) -> None:
     assert not requests.is_asked()
     requests.close()
     withdraw_request(tmp_path / "missing")
+
+
+def test_who_lost_the_directory_stops_and_leaves_the_requests_to_the_new_holder(tmp_path: Path) -> None:
+    lost = False
+    requests = RequestFile(tmp_path, seconds_between_looks=0.0, is_shut_out=lambda: lost)
+    assert not requests.is_asked()
+    lost = True
+    assert requests.is_asked()
+    assert requests.reason == "another process group has taken over the run directory"
+    ask_to_stop(tmp_path, reason="for the new holder")
+    requests.close()
+    assert (tmp_path / STOP_REQUEST).exists()

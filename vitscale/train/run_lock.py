@@ -58,13 +58,20 @@ class RunLock:
     def check(self) -> None:
         """Raise `CheckpointError` unless the lock file still names this holder. Any thread may call it, before it commits anything."""
         owner = read_owner(self._path.parent)
-        if owner is not None and owner.token == self.token:
+        if self._is_mine(owner):
             return
         raise CheckpointError(
             f"{self._path.parent}: {_what_happened(self._path, owner)}. This process writes no checkpoint any more, so that two"
             " do not mix theirs; those that are committed stay as they are. If no other process trains in this run directory,"
             " the same command goes on from the newest checkpoint."
         )
+
+    def is_lost(self) -> bool:
+        """Whether `check` would raise."""
+        return not self._is_mine(read_owner(self._path.parent))
+
+    def _is_mine(self, owner: Owner | None) -> bool:
+        return owner is not None and owner.token == self.token
 
 
 @contextlib.contextmanager

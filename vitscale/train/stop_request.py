@@ -31,7 +31,8 @@ class RequestFile:
     """Looks for a request, at most once a second by a clock that nobody sets. For rank 0, which holds the run directory.
 
     A request that was there before is dropped, unless it names this `launch`: it was meant for an earlier start, which may
-    have died before it could honour it.
+    have died before it could honour it. `is_shut_out` tells whether another process holds the run directory by now: this
+    run then stops at once, instead of at its next commit, which would be refused.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class RequestFile:
         run_dir: Path,
         *,
         launch: str | None = None,
+        is_shut_out: Callable[[], bool] = lambda: False,
         seconds_between_looks: float = _SECONDS_BETWEEN_LOOKS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
+        self._is_shut_out = is_shut_out
         self._interval = seconds_between_looks
         self._clock = clock
         self._next_look = clock()
@@ -59,16 +62,21 @@ class RequestFile:
     def is_asked(self) -> bool:
         """Whether there is a request, or was one at an earlier call."""
         if self._reason is None and self._clock() >= self._next_look:
-            found = _read(self._run_dir)
-            if found is not None:
-                self._reason = str(found.get("reason") or "asked by a file in the run directory")
+            self._look()
             self._next_look = self._clock() + self._interval
         return self._reason is not None
 
     def close(self) -> None:
-        """The run stops, or has ended: what was asked of it is done with."""
-        if self._reason is not None:
+        """The run stops, or has ended: what was asked of it is done with. What another holder is asked stays."""
+        if self._reason is not None and not self._is_shut_out():
             withdraw_request(self._run_dir)
+
+    def _look(self) -> None:
+        found = _read(self._run_dir)
+        if self._is_shut_out():
+            self._reason = "another process group has taken over the run directory"
+        elif found is not None:
+            self._reason = str(found.get("reason") or "asked by a file in the run directory")
 
 
 def _read(run_dir: Path) -> dict[str, object] | None:
