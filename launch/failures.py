@@ -65,7 +65,9 @@ def first_failure(worker_exceptions: Mapping[int, BaseException]) -> Failure:
         lost = "its machine left the cluster" if "node has died" in str(error) else "its process died: killed, or out of memory"
         return Failure(kind="worker", rank=rank, reason=lost)
     trace = "\n".join(str(error).strip().splitlines()[-_TRACE_LINES:])
-    return Failure(kind="worker", rank=rank, reason=_last_line(error), trace=trace)
+    # Not the message of the network's, which names another port each time: failures are compared by their reason.
+    reason = "it lost its connection to another worker" if _is_consequence(error) else _last_line(error)
+    return Failure(kind="worker", rank=rank, reason=reason, trace=trace)
 
 
 def _process_died(error: BaseException) -> bool:
