@@ -15,18 +15,22 @@ from vitscale.train.audit import AuditReport, audit_runs
 from vitscale.train.build import open_run
 from vitscale.train.evaluate import evaluate_checkpoint
 from vitscale.train.export import export_checkpoint
+from vitscale.train.goodput import TimeLedger
+from vitscale.train.goodput_report import GoodputReport, read_goodput
 from vitscale.train.loop import train_loop
 from vitscale.train.run_lock import Launch
 
 __all__ = [
     "AuditReport",
     "Cluster",
+    "GoodputReport",
     "Launch",
     "Plan",
     "RunConfig",
     "TrainResult",
     "audit",
     "evaluate",
+    "events",
     "export",
     "load_config",
     "plan",
@@ -61,16 +65,21 @@ def train(
     stop_at_step: int | None = None,
     stop_when: Callable[[], bool] | None = None,
     launch: Launch | None = None,
+    seconds_before: float = 0.0,
 ) -> TrainResult:
     """Train, or go on training, in the processes it finds: this one, torchrun's, or those of a group that exists already.
 
     Called on every rank with equal arguments. A run directory that holds checkpoints is resumed; `allow_change` names
     settings that may then differ. `stop_when` is asked after each step, on every rank, whether to save and stop, as signals
-    do. `launch` names a command that starts several groups of processes one after the other. Raises `StopRequested` after a
+    do. `seconds_before` is the time that this process has spent on the run before the call, which events.jsonl then counts
+    as start-up. `launch` names a command that starts several groups of processes one after the other. Raises `StopRequested` after a
     requested stop (everything saved), else the `UserError` of whatever is wrong.
     """
+    ledger = TimeLedger(seconds_before=seconds_before)
     try:
-        with open_run(config, allow_change=allow_change, stop_at_step=stop_at_step, stop_when=stop_when, launch=launch) as run:
+        with open_run(
+            config, ledger=ledger, allow_change=allow_change, stop_at_step=stop_at_step, stop_when=stop_when, launch=launch
+        ) as run:
             try:
                 state = train_loop(run)
             except UserError as error:
@@ -80,6 +89,8 @@ def train(
             except Exception:
                 # In the log of this rank: what all ranks print at once is hard to read, and under a scheduler may be lost.
                 logging.getLogger(__name__).exception("training ended with an error")
+                step = run.start.step if run.reporter.last_step is None else run.reporter.last_step
+                run.reporter.event("ended", step=step, message="ended by an error; its trace is in logs/rank-00000.jsonl", exit_code=1)
                 raise
             already = " already, in an earlier start" if state == run.start else ""
             run.reporter.event("finished", step=state.step, message=f"{run.directory.root}: finished after step {state.step}{already}")
@@ -115,6 +126,12 @@ def export(
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         output=Path(output) if output is not None else None,
     )
+
+
+def events(run: str | Path, *, include_stopped: bool = False) -> GoodputReport:
+    """What the wall time of a run went into, over all its attempts, and what happened to it, from its events.jsonl.
+    `include_stopped` counts the time between a requested stop and the next start too. Raises `UsageError`."""
+    return read_goodput(Path(run), include_stopped=include_stopped)
 
 
 def audit(run_a: str | Path, run_b: str | Path, *, samples_only: bool = False) -> AuditReport:

@@ -76,7 +76,10 @@ def train(
             if current_ranks().is_main:
                 _print_plan(run_config, world_size=current_ranks().world_size)
             return
-        api.train(run_config, allow_change=allow_change or [], stop_at_step=stop_at)
+        from vitscale.train.goodput import seconds_since_process_start
+
+        seconds_before = seconds_since_process_start()
+        api.train(run_config, allow_change=allow_change or [], stop_at_step=stop_at, seconds_before=seconds_before)
 
 
 @app.command(epilog="Example: vitscale evaluate CONFIG --checkpoint runs/fashion_mnist_vit/checkpoints/step-00000500")

@@ -28,7 +28,7 @@ def stopped(root: Path, *overrides: str, step: int = 3) -> RunConfig:
 
 def contents(run_dir: Path) -> dict[str, bytes]:
     """Every file but the lock, which names its newest holder, and logs, which grow."""
-    paths = [path for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock" and "logs" not in path.parts]
+    paths = [path for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock" and not {"logs", "heartbeats"} & {*path.parts}]
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths}
 
 

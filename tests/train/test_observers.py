@@ -7,16 +7,30 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vitscale.train.goodput import TimeSlice
 from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
 from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, StepReport, Timing
 
 DATA = DataReport(lost_samples=3, io={"bytes_read": 4096})
 TIMING = Timing(images_per_second=1234.5, data_wait_share=0.25, step_seconds_p50=0.1, step_seconds_p99=0.2)
 
+SPENT = TimeSlice(
+    attempt="a",
+    begin=1.0,
+    monotonic=2.0,
+    boot="b",
+    after_seconds=3.0,
+    from_step=5,
+    step=10,
+    seconds={"step": 4.0},
+    unfinished_seconds=0.0,
+)
+SHARES = {"productive": 0.75, "checkpoint": 0.25}
+
 
 def step_report(step: int, loss: float = 1.5) -> StepReport:
     values = {"loss": loss, "loss_max": loss, "lr": 1e-3, "grad_norm": 2.0}
-    return StepReport(step=step, samples=step * 8, values=values, timing=TIMING, data=DATA, memory_gib=0.5)
+    return StepReport(step=step, samples=step * 8, values=values, timing=TIMING, data=DATA, memory_gib=0.5, spent=SPENT, shares=SHARES)
 
 
 EVALUATION = EvaluationReport(name="test", step=20, samples=160, values={"top1": 0.875, "num_samples": 10_000.0})
@@ -45,7 +59,8 @@ def test_json_lines(tmp_path: Path) -> None:
         "memory_gib": 0.5,
     }
     assert evaluation == {"step": 20, "samples": 160, "eval/test/top1": 0.875, "eval/test/num_samples": 10_000.0}
-    (event,) = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
+    spent, event = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
+    assert spent == {"time": spent["time"], **SPENT.record()}
     assert event.pop("time") > 0
     assert event == {"event": "checkpoint", "step": 20, "message": "saved", "seconds": 0.5}
 
@@ -77,6 +92,8 @@ def test_tensorboard_shows_curves_pictures_text_and_hides_repeated_steps(tmp_pat
         "memory/peak_gib",
         "eval/test/top1",
         "eval/test/num_samples",
+        "goodput/productive",
+        "goodput/checkpoint",
     }
     assert len(events.Images("inputs")) == 1
     assert {"config/text_summary", "plan/text_summary"} <= set(events.Tags()["tensors"])

@@ -8,13 +8,13 @@ import torch
 
 from vitscale.checkpoint.saver import SaveOutcome
 from vitscale.config import NonFiniteLossError
+from vitscale.train.goodput import RunningShares, TimeLedger
 from vitscale.train.pending import StepSummary
 from vitscale.train.reporter import Reporter
-from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, StepReport, Timing
+from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, StepReport
 from vitscale.train.state import TrainState
 
 DATA = DataReport(lost_samples=0, io={})
-TIMING = Timing(images_per_second=100.0, data_wait_share=0.0, step_seconds_p50=0.1, step_seconds_p99=0.1)
 STATE = TrainState(step=12, samples=96)
 
 
@@ -43,7 +43,7 @@ class Recorder:
         self.seen.append("closed")
 
 
-def reporter(*observers: Recorder) -> Reporter:
+def reporter(*observers: Recorder, ledger: TimeLedger | None = None) -> Reporter:
     return Reporter(
         observers,
         is_main=bool(observers),
@@ -52,6 +52,8 @@ def reporter(*observers: Recorder) -> Reporter:
         memory_bytes=lambda: 2**29,
         max_skipped_steps=2,
         known_values={"loss": 9.0, "eval/test/top1": 0.5},
+        ledger=ledger or TimeLedger(),
+        shares=RunningShares({}),
     )
 
 
@@ -63,16 +65,22 @@ def summary(*losses: float, norms: tuple[float, ...] | None = None) -> StepSumma
 
 def test_every_observer_gets_every_value() -> None:
     first, second = Recorder(), Recorder()
-    told = reporter(first, second)
+    now = iter([0.0, 0.25, 0.5])
+    ledger = TimeLedger(clock=lambda: next(now))
+    ledger.step_done()
+    told = reporter(first, second, ledger=ledger)
     told.progress(12)
-    told.steps(STATE, summary(1.0, 2.0), lr=0.25, timing=TIMING, data=DATA)
+    told.steps(STATE, summary(1.0, 2.0), lr=0.25, images_per_step=8, data=DATA)
     told.evaluation("test", STATE, {"top1": 0.75})
     told.pictures(InputPictures(step=0, images=torch.zeros(1), captions=[""]))
     told.close()
     progress, steps, evaluation, _, closed = first.seen
     assert first.seen == second.seen
     assert (progress, closed) == (12, "closed")
-    assert steps == StepReport(step=12, samples=96, values={"loss": 1.5, "lr": 0.25}, timing=TIMING, data=DATA, memory_gib=0.5)
+    assert isinstance(steps, StepReport)
+    assert (steps.step, steps.samples, steps.values, steps.data, steps.memory_gib) == (12, 96, {"loss": 1.5, "lr": 0.25}, DATA, 0.5)
+    assert (steps.spent.step, sum(steps.spent.seconds.values())) == (12, 0.5)
+    assert steps.shares["start_up"] == 1.0
     assert evaluation == EvaluationReport(name="test", step=12, samples=96, values={"top1": 0.75})
 
 
@@ -81,10 +89,10 @@ def test_newest_values_replace_those_of_an_earlier_attempt() -> None:
     assert told.last_values == {"loss": 9.0, "eval/test/top1": 0.5}
     assert told.last_step is None
     told.progress(12)
-    told.steps(STATE, summary(1.0), lr=0.25, timing=TIMING, data=DATA)
+    told.steps(STATE, summary(1.0), lr=0.25, images_per_step=8, data=DATA)
     told.evaluation("other", STATE, {"top1": 0.75})
     assert told.last_values.items() >= {"loss": 1.0, "lr": 0.25, "eval/test/top1": 0.5, "eval/other/top1": 0.75}.items()
-    assert (told.last_values["images_per_second"], told.last_values["memory_gib"]) == (100.0, 0.5)
+    assert told.last_values["memory_gib"] == 0.5
     assert told.last_step == 12
 
 
@@ -120,7 +128,7 @@ def test_steps_without_a_finite_gradient_are_told_and_left_out() -> None:
     assert (skipped.kind, skipped.step, skipped.details["sample_ids"]) == ("skipped_step", 12, [120, 121])
     none_taken = summary(5.0, norms=(math.inf,))
     assert told.skipped(none_taken) is None
-    told.steps(STATE, none_taken, lr=0.25, timing=TIMING, data=DATA)
+    told.steps(STATE, none_taken, lr=0.25, images_per_step=8, data=DATA)
     assert [event.kind for event in seen.seen[1:]] == ["skipped_step"], "with no step taken there are no figures to report"
     fatal = told.skipped(none_taken)
     assert fatal is not None

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from vitscale.train.goodput import TimeLedger
 from vitscale.train.reports import DataReport, StepReport, Timing
 
 
@@ -16,6 +17,8 @@ def test_figures_are_everything_that_was_measured() -> None:
         timing=timing,
         data=DataReport(lost_samples=3, io={"retries": 2}),
         memory_gib=0.5,
+        spent=TimeLedger().take(step=3),
+        shares={"productive": 1.0},
     )
     assert report.figures == {
         "loss": 1.5,

@@ -30,6 +30,8 @@ def run_of(root: Path, *overrides: str, start: TrainState | None = None, every_s
         start=start or TrainState(),
         engine=NOTHING,
         saver=NOTHING,
+        copies=NOTHING,
+        check_owner=NOTHING,
         batches=NOTHING,
         classes=None,
         data_identity={},
@@ -39,6 +41,8 @@ def run_of(root: Path, *overrides: str, start: TrainState | None = None, every_s
         losses=NOTHING,
         epoch_samples=None,
         stop=NOTHING,
+        watch=NOTHING,
+        ledger=NOTHING,
     )
 
 

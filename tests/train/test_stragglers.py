@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscale.train.clock import HostSeconds
+from vitscale.train.goodput import HostSeconds
 from vitscale.train.stragglers import Straggler, StragglerWatch, own_seconds, straggler_message
 
 Windows = Sequence[Sequence[float | None]]

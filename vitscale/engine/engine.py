@@ -15,6 +15,7 @@ from vitscale.data.types import Batch
 from vitscale.dist.ranks import Ranks
 from vitscale.dist.seeding import counter_key
 from vitscale.engine import internals
+from vitscale.engine.collective_time import ForwardTime
 from vitscale.engine.deepspeed_config import EngineConfig, deepspeed_config
 from vitscale.engine.ema import WeightAverage
 from vitscale.engine.materialise import InitialValue, materialise, write_masters
@@ -78,6 +79,7 @@ class Engine:
         self._seed = seed
         self._ranks = ranks
         self._is_poisoned = False
+        self._forward_time = ForwardTime(device=device, zero_stage=config.zero_stage)
         self._optimizer = internals.inner_optimizer(deepspeed_engine)
         self._refresh = partial(internals.refresh_forward_weights, deepspeed_engine, zero_stage=config.zero_stage)
         parameters = dict(root.objective.named_parameters())
@@ -173,6 +175,10 @@ class Engine:
         assert self._average is not None, "this engine keeps no moving average"
         return _no_grad(self._average.in_place_of_weights(self._refresh))
 
+    def take_forward_seconds(self) -> float | None:
+        """Seconds of the device on this rank's forward passes since the last call, where they are measured; see `ForwardTime`."""
+        return self._forward_time.take()
+
     def peak_memory_bytes(self) -> int:
         """Largest memory so far: allocated on the GPU, or resident in this process on the CPU."""
         if self.device.type == "cuda":
@@ -198,7 +204,8 @@ class Engine:
             torch.cuda.manual_seed(key)
 
     def _forward_backward(self, batch: Batch, step: int, *, last: bool) -> StepOutput:
-        loss, metrics = self._engine("forward", self._to_device(batch), step)
+        with self._forward_time.measure():
+            loss, metrics = self._engine("forward", self._to_device(batch), step)
         # Divides by the accumulation; the mean over ranks is taken in the last one, or in each (stages 2, 3).
         self._engine.backward(loss * math.nan if self._is_poisoned else loss)
         self._is_poisoned = False

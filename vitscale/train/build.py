@@ -2,21 +2,23 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vitscale.checkpoint.discover import find_newest
-from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.checkpoint.reader import open_on_all_ranks
+from vitscale.checkpoint.remote import RemoteCheckpoints
 from vitscale.checkpoint.restore import restore_checkpoint
 from vitscale.checkpoint.retention import RetentionPolicy, read_scores
 from vitscale.checkpoint.saver import CheckpointSaver
 from vitscale.config import CheckpointError, ConfigError, DataError
 from vitscale.data.demand import Demand
 from vitscale.data.lanes import rank_slice
-from vitscale.data.loader import Share, train_loader
+from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.processes import start_fork_server
 from vitscale.data.source import TrainingData, open_training_data
 from vitscale.data.types import InputSpec, LostSample, StagedTransform
@@ -29,8 +31,11 @@ from vitscale.engine.processes import init_process_group
 from vitscale.plan.cluster import Cluster, detect_cluster
 from vitscale.plan.plan import Plan, make_plan, resolve, with_lanes
 from vitscale.run_config import RunConfig, dump_run_config
+from vitscale.train.copies import Copies, open_remote
 from vitscale.train.environment import environment_json, start_rank_log, stop_rank_log
 from vitscale.train.evaluations import build_evaluations
+from vitscale.train.goodput import RunningShares, TimeLedger, append_slice
+from vitscale.train.goodput_report import read_goodput
 from vitscale.train.guards import StopRequest
 from vitscale.train.initial import initial_values
 from vitscale.train.losses import Losses, LossLedger, clear_ledger, first_of_each, read_ledger, replacements
@@ -44,12 +49,14 @@ from vitscale.train.run_lock import Launch, RunLock, exclusive
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, last_step, read_host_state
 from vitscale.train.stop_request import RequestFile
+from vitscale.train.watch import Watch, open_watch
 
 
 @contextlib.contextmanager
 def open_run(
     config: RunConfig,
     *,
+    ledger: TimeLedger | None = None,
     allow_change: Collection[str] = (),
     stop_at_step: int | None = None,
     stop_when: Callable[[], bool] | None = None,
@@ -59,65 +66,125 @@ def open_run(
 
     In this order: 1. plan, 2. lock the run directory, 3. decide where to resume, 4. open the data to train and to evaluate
     on, 5. build the engine with initial or resumed weights, 6. write what the run starts with, start loader and observers.
-    Up to 5 nothing that an earlier attempt left is touched. Raises the `UserError` of whatever is wrong.
+    Up to 5 nothing that an earlier attempt left is touched. `ledger` counts the time since before the call, by default from
+    now. Raises the `UserError` of whatever is wrong.
     """
+    ledger = ledger or TimeLedger()
+    with contextlib.ExitStack() as stack:
+        site = _enter(config, launch=launch, stack=stack)
+        ledger.watch_collectives(site.watch.collective_seconds)
+        make_stop = partial(
+            StopRequest, stop_at_step=stop_at_step, sources=[site.is_stop_asked, *([] if stop_when is None else [stop_when])]
+        )
+        run = _build(config, site=site, allow_change=allow_change, make_stop=make_stop, ledger=ledger, stack=stack)
+        stack.callback(ledger.become, "stop")
+        stack.callback(site.watch.beat, "end", run.num_steps)
+        yield run
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Site:
+    """Where a run takes place: its processes, what they plan to do, its directory and who looks after it. Rank 0 holds the
+    directory's lock and hears what is asked through it; the other ranks have neither."""
+
+    ranks: Ranks
+    plan: Plan
+    directory: RunDirectory
+    lock: RunLock | None
+    requests: RequestFile | None
+    watch: Watch
+
+    def check_owner(self) -> None:
+        """Raise `CheckpointError` where another process has the run directory by now. Rank 0 only."""
+        assert self.lock is not None, "rank 0 holds the run directory, and no other rank"
+        self.lock.check()
+
+    def is_stop_asked(self) -> bool:
+        """Whether a file of the run directory asks for a stop."""
+        return self.requests is not None and self.requests.is_asked()
+
+
+def _enter(config: RunConfig, *, launch: Launch | None, stack: contextlib.ExitStack) -> _Site:
     cluster = detect_cluster(device=config.parallel.device, world_size=1)
     ranks = init_process_group(cluster.device)
     plan = make_plan(config, cluster=_agreed(detect_cluster(device=config.parallel.device, world_size=ranks.world_size)))
     directory = RunDirectory(root=config.run_dir)
-    with contextlib.ExitStack() as stack:
-        held = _Held()
-        on_main(lambda: held.take(directory, launch=launch, stack=stack))
-        jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
-        if config.data.num_workers:
-            start_fork_server()  # after the log, which its processes write to
-        decision = _decide(config, plan=plan, directory=directory, allow_change=allow_change)
-        plan = with_lanes(plan, lanes=decision.lanes)
-        config = resolve(config, plan=plan)
-        data = _open_data(config)
-        evaluations = build_evaluations(config, ranks=ranks, train_classes=data.classes, pin_memory=plan.device == "cuda")
-        with torch.device("meta"):
-            objective = config.objective.build(config.model.build())
-        initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
-        engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
-        stack.callback(engine.close)
-        start, saved = _restore(decision, engine=engine, data=data)
-        replayed = _replayed_losses(directory, saved=saved)
-        on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start))
-        demand = _demand(config, plan=plan, ranks=ranks, start=start, replayed=replayed)
-        loader = train_loader(
-            data.parts(demand),
-            share=_share(config, ranks=ranks),
-            batch_keys=objective.batch_keys,
-            pin_memory=plan.device == "cuda",
-        )
-        stack.callback(loader.close)
-        stop = StopRequest(stop_at_step=stop_at_step, sources=[held.is_stop_asked, *([stop_when] if stop_when else [])])
-        stack.callback(stop.close)
-        saver = _saver(config, plan=plan, directory=directory, engine=engine, start=start, check_owner=held.check)
-        stack.callback(saver.close)
-        sample_log = jointly(lambda: SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None))
-        stack.callback(sample_log.close)
-        reporter = _reporter(config, plan=plan, directory=directory, ranks=ranks, start=start, data=data, engine=engine)
-        stack.callback(reporter.close)
-        _announce(reporter, plan=plan, decision=decision, start=start, transfer=initial.table, notes=data.notes)
-        yield Run(
-            config=config,
-            plan=plan,
-            directory=directory,
-            start=start,
-            engine=engine,
-            saver=saver,
-            batches=loader,
-            classes=data.classes,
-            data_identity=data.identity(),
-            evaluations=evaluations,
-            reporter=reporter,
-            sample_log=sample_log,
-            losses=LossLedger(directory.lost_log(ranks.rank), saved=saved or {}, written=replayed),
-            epoch_samples=data.epoch_samples,
-            stop=stop,
-        )
+    locks: list[RunLock] = []
+    requests: list[RequestFile] = []
+
+    def hold() -> None:
+        locks.append(stack.enter_context(exclusive(directory, launch)))
+        with writing(directory):
+            launch_id = None if launch is None else launch.id
+            requests.append(RequestFile(directory.root, launch=launch_id, is_shut_out=locks[0].is_lost))
+        stack.callback(requests[0].close)
+
+    on_main(hold)
+    jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
+    watch = stack.enter_context(open_watch(config.watch, directory=directory, ranks=ranks, device=plan.device))
+    lock, request_file = (locks[0], requests[0]) if ranks.is_main else (None, None)
+    return _Site(ranks=ranks, plan=plan, directory=directory, lock=lock, requests=request_file, watch=watch)
+
+
+def _build(
+    config: RunConfig,
+    *,
+    site: _Site,
+    allow_change: Collection[str],
+    make_stop: Callable[[], StopRequest],
+    ledger: TimeLedger,
+    stack: contextlib.ExitStack,
+) -> Run:
+    ranks, directory = site.ranks, site.directory
+    if config.data.num_workers:
+        start_fork_server()  # after the log, which its processes write to
+    remote = jointly(lambda: open_remote(config, check_owner=site.check_owner) if ranks.is_main else None)
+    decision = _decide(config, site=site, allow_change=allow_change, remote=remote)
+    plan = with_lanes(site.plan, lanes=decision.lanes)
+    config = resolve(config, plan=plan)
+    data = _open_data(config)
+    evaluations = build_evaluations(config, ranks=ranks, train_classes=data.classes, pin_memory=plan.device == "cuda")
+    started = _start_engine(config, plan=plan, decision=decision, data=data, stack=stack)
+    start, engine = started.state, started.engine
+    replayed = _replayed_losses(directory, saved=started.losses)
+    on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start, ledger=ledger))
+    stack.callback(_write_end, directory, ledger=ledger, ranks=ranks)
+    loader = _loader(config, plan=plan, ranks=ranks, data=data, started=started, replayed=replayed)
+    stack.callback(loader.close)
+    stop = make_stop()  # not earlier: a signal ends a start at once, for nothing is lost with it
+    stack.callback(stop.close)
+    sample_log = jointly(lambda: SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None))
+    stack.callback(sample_log.close)
+    reporter = _reporter(config, plan=plan, site=site, start=start, data=data, engine=engine, ledger=ledger)
+    stack.callback(reporter.close)
+    copies = stack.enter_context(Copies(remote, config=config, scores=partial(_scores, config, directory), event=reporter.event))
+    resumed_from = start.step if decision.checkpoint is not None else None
+    saver = jointly(lambda: _saver(config, plan=plan, site=site, engine=engine, copies=copies, resumed_from=resumed_from))
+    stack.callback(saver.close)
+    _announce(reporter, plan=plan, decision=decision, start=start, transfer=started.transfer, notes=data.notes)
+    if decision.checkpoint is not None:
+        copies.start(Path(decision.checkpoint))
+    return Run(
+        config=config,
+        plan=plan,
+        directory=directory,
+        start=start,
+        engine=engine,
+        saver=saver,
+        copies=copies,
+        check_owner=site.check_owner,
+        batches=loader,
+        classes=data.classes,
+        data_identity=data.identity(),
+        evaluations=evaluations,
+        reporter=reporter,
+        sample_log=sample_log,
+        losses=LossLedger(directory.lost_log(ranks.rank), saved=started.losses or {}, written=replayed),
+        epoch_samples=data.epoch_samples,
+        stop=stop,
+        ledger=ledger,
+        watch=site.watch,
+    )
 
 
 def _agreed(cluster: Cluster) -> Cluster:
@@ -126,37 +193,18 @@ def _agreed(cluster: Cluster) -> Cluster:
     return replace(cluster, memory_bytes=device, host_memory_bytes=host)
 
 
-class _Held:
-    """The run directory in the hand of rank 0: its lock, and what is asked through it. Other ranks hold nothing."""
-
-    def __init__(self) -> None:
-        self._lock: RunLock | None = None
-        self._requests: RequestFile | None = None
-
-    def take(self, directory: RunDirectory, *, launch: Launch | None, stack: contextlib.ExitStack) -> None:
-        """Hold it until the stack is unwound. Raises what `exclusive` raises."""
-        self._lock = stack.enter_context(exclusive(directory, launch))
-        with writing(directory):
-            self._requests = RequestFile(directory.root, launch=None if launch is None else launch.id)
-        stack.callback(self._requests.close)
-
-    def check(self) -> None:
-        """Raise `CheckpointError` where another process has it by now. Rank 0 only."""
-        assert self._lock is not None, "rank 0 holds the run directory, and no other rank"
-        self._lock.check()
-
-    def is_stop_asked(self) -> bool:
-        """Whether a file in it asks for a stop."""
-        return self._requests is not None and self._requests.is_asked()
-
-
 def _start_log(directory: RunDirectory, *, rank: int, stack: contextlib.ExitStack) -> None:
     with writing(directory):
         stack.callback(stop_rank_log, start_rank_log(directory.rank_log(rank)))
 
 
-def _decide(config: RunConfig, *, plan: Plan, directory: RunDirectory, allow_change: Collection[str]) -> ResumeDecision:
-    shared = on_main(lambda: asdict(decide_resume(config, plan=plan, checkpoints=directory.checkpoints, allow_change=allow_change)))
+def _decide(config: RunConfig, *, site: _Site, allow_change: Collection[str], remote: RemoteCheckpoints | None) -> ResumeDecision:
+    def decide() -> dict[str, Any]:
+        return asdict(
+            decide_resume(config, plan=site.plan, checkpoints=site.directory.checkpoints, allow_change=allow_change, remote=remote)
+        )
+
+    shared = on_main(decide)
     return ResumeDecision(**shared | {"messages": tuple(shared["messages"]), "changed": tuple(shared["changed"])})
 
 
@@ -172,6 +220,28 @@ def _open_data(config: RunConfig) -> TrainingData:
             f" set objective.num_classes={num_classes} or give another data set"
         )
     return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Started:
+    """An engine with its weights, and where it goes on: `losses` are the samples lost up to there, None where the run begins or
+    goes on with other data. `transfer` tells what was made of the weights of another run."""
+
+    engine: Engine
+    batch_keys: frozenset[str]
+    transfer: str | None
+    state: TrainState
+    losses: Losses | None
+
+
+def _start_engine(config: RunConfig, *, plan: Plan, decision: ResumeDecision, data: TrainingData, stack: contextlib.ExitStack) -> _Started:
+    with torch.device("meta"):
+        objective = config.objective.build(config.model.build())
+    initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
+    engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
+    stack.callback(engine.close)
+    state, losses = _restore(decision, engine=engine, data=data)
+    return _Started(engine=engine, batch_keys=objective.batch_keys, transfer=initial.table, state=state, losses=losses)
 
 
 def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
@@ -199,7 +269,7 @@ def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) ->
     if decision.checkpoint is None:
         return TrainState(), None
     path = Path(decision.checkpoint)
-    reader = jointly(lambda: CheckpointReader(path))
+    reader = open_on_all_ranks(path)
     # Another data set or order changes what the cursor points at, which is what somebody who allows it asks for.
     is_same_data = all(key != "seed" and not key.startswith("data.") for key in decision.changed)
     state = jointly(lambda: read_host_state(reader.state, data=data.identity() if is_same_data else {}, where=str(path)))
@@ -226,12 +296,20 @@ def _replayed_losses(directory: RunDirectory, *, saved: Losses | None) -> Losses
     return {name: lost for name, lost in found.items() if name not in saved}
 
 
-def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, start: TrainState) -> None:
+def _write_start(config: RunConfig, *, plan: Plan, directory: RunDirectory, start: TrainState, ledger: TimeLedger) -> None:
     with writing(directory):
         directory.rewind_logs(step=start.step)
+        append_slice(directory.events, ledger.take(step=start.step))
         replace_text(directory.config, dump_run_config(config))
         replace_text(directory.plan, plan.to_json())
         replace_text(directory.environment, environment_json())
+
+
+def _write_end(directory: RunDirectory, *, ledger: TimeLedger, ranks: Ranks) -> None:
+    """The time since the last report, whatever ended the run."""
+    if ranks.is_main:
+        with contextlib.suppress(OSError):  # a full disk was told when a line did not fit
+            append_slice(directory.events, ledger.take())
 
 
 def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, replayed: Losses) -> Demand:
@@ -247,32 +325,42 @@ def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, r
     )
 
 
-def _share(config: RunConfig, *, ranks: Ranks) -> Share:
-    data = config.data
-    return Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=data.num_workers, prefetch=data.prefetch_batches)
+def _loader(config: RunConfig, *, plan: Plan, ranks: Ranks, data: TrainingData, started: _Started, replayed: Losses) -> TrainLoader:
+    demand = _demand(config, plan=plan, ranks=ranks, start=started.state, replayed=replayed)
+    num_workers, prefetch = config.data.num_workers, config.data.prefetch_batches
+    share = Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=num_workers, prefetch=prefetch)
+    return train_loader(data.parts(demand), share=share, batch_keys=started.batch_keys, pin_memory=plan.device == "cuda")
 
 
-def _saver(
-    config: RunConfig, *, plan: Plan, directory: RunDirectory, engine: Engine, start: TrainState, check_owner: Callable[[], None]
-) -> CheckpointSaver:
+def _scores(config: RunConfig, directory: RunDirectory) -> Mapping[int, float]:
+    """What the best checkpoints are chosen by: step to figure."""
     best = config.checkpoint.keep_best
+    return {} if best is None else read_scores(directory.metrics, metric=best.metric)
 
-    def scores() -> Mapping[int, float]:
-        return {} if best is None else read_scores(directory.metrics, metric=best.metric)
 
-    retention = RetentionPolicy.from_config(config.checkpoint, scores=scores, resumed_from=start.step if start.step else None)
+def _saver(config: RunConfig, *, plan: Plan, site: _Site, engine: Engine, copies: Copies, resumed_from: int | None) -> CheckpointSaver:
+    scores = partial(_scores, config, site.directory)
     return CheckpointSaver(
         engine.store,
-        folder=directory.checkpoints,
+        folder=site.directory.checkpoints,
         in_background=plan.saves_in_background,
-        check_owner=check_owner,
-        retention=retention,
+        check_owner=site.check_owner,
+        retention=RetentionPolicy.from_config(config.checkpoint, scores=scores, pinned=lambda: copies.pending, resumed_from=resumed_from),
     )
 
 
 def _reporter(
-    config: RunConfig, *, plan: Plan, directory: RunDirectory, ranks: Ranks, start: TrainState, data: TrainingData, engine: Engine
+    config: RunConfig,
+    *,
+    plan: Plan,
+    site: _Site,
+    start: TrainState,
+    data: TrainingData,
+    engine: Engine,
+    ledger: TimeLedger,
 ) -> Reporter:
+    directory, is_main = site.directory, site.ranks.is_main
+
     def batch_ids(step: int) -> Sequence[int]:
         consumed = start.samples + (step - 1 - start.step) * plan.global_batch
         return data.batch_ids(consumed, global_batch=plan.global_batch) or ()
@@ -282,7 +370,7 @@ def _reporter(
         return str(found) if found is not None else "none yet (the run would start over)"
 
     observers: tuple[Observer, ...] = ()
-    if ranks.is_main:
+    if is_main:
         num_steps = last_step(start, num_samples=config.train.num_samples, global_batch=plan.global_batch)
         observers = (
             ConsoleObserver(num_steps=num_steps, start_step=start.step),
@@ -293,12 +381,14 @@ def _reporter(
         )
     return Reporter(
         observers,
-        is_main=ranks.is_main,
+        is_main=is_main,
         batch_ids=batch_ids,
         newest_checkpoint=newest_checkpoint,
         memory_bytes=engine.peak_memory_bytes,
         max_skipped_steps=config.watch.max_skipped_steps,
         known_values=directory.newest_values(),
+        ledger=ledger,
+        shares=RunningShares(read_goodput(directory.root).seconds if is_main else {}),
     )
 
 

@@ -87,7 +87,7 @@ class Copies:
                 "upload",
                 step=outcome.step,
                 message=f"copied checkpoint of step {outcome.step} in {outcome.seconds:.1f} s ({sent:,.1f} of {size:,.1f} MiB sent)",
-                seconds=outcome.seconds,
+                upload_seconds=outcome.seconds,
                 bytes=outcome.num_bytes,
                 sent_bytes=outcome.sent_bytes,
                 deleted=list(outcome.deleted),

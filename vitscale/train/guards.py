@@ -70,6 +70,13 @@ class StopRequest:
         verdict, fewest = ballot.tolist()
         return Outcome(verdict=Verdict(verdict), parts_written=-fewest)
 
+    def least(self, value: int) -> int:
+        """The smallest of what the ranks give. All ranks must call this."""
+        smallest = torch.tensor(value)
+        if self._group is not None:
+            dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self._group)
+        return int(smallest.item())
+
     def close(self) -> None:
         """Give the signals back."""
         if self._group is not None:

@@ -20,7 +20,12 @@ from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepR
 _SHOWN_AS_ERRORS = ("ended", "non_finite")
 """Events whose message is also that of the error which ends the run, and which the command shows."""
 
-_CURVES = {"checkpoint": ("seconds", "stall_seconds"), "save_failed": ("failed_saves",)}
+_CURVES = {
+    "checkpoint": ("seconds", "stall_seconds"),
+    "save_failed": ("failed_saves",),
+    "upload": ("upload_seconds",),
+    "upload_failed": ("failed_uploads",),
+}
 """Kinds of events with details that TensorBoard draws."""
 
 
@@ -105,8 +110,9 @@ class JsonLinesObserver(_Silent):
         self._events = _open_lines(events)
 
     def on_step(self, report: StepReport) -> None:
-        """All figures of a logged step."""
+        """All figures of a logged step, and to the events where the time went."""
         _write_line(self._metrics, {"step": report.step, "samples": report.samples, **report.figures})
+        _write_line(self._events, {"time": time.time(), **report.spent.record()})
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """An evaluation's values under `eval/<name>/`."""
@@ -151,6 +157,7 @@ class TensorBoardObserver(_Silent):
             "memory/peak_gib": report.memory_gib,
         }
         scalars |= {f"data/{name}": value for name, value in report.data.figures.items()}
+        scalars |= {f"goodput/{name}": value for name, value in report.shares.items()}
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, report.step)
 

@@ -5,9 +5,11 @@ from typing import NoReturn
 
 from vitscale.checkpoint.saver import SaveOutcome
 from vitscale.config import NonFiniteLossError
+from vitscale.train.clock import timing_of
+from vitscale.train.goodput import RunningShares, TimeLedger
 from vitscale.train.guards import NonFinite, non_finite_message
 from vitscale.train.pending import StepSummary
-from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, Observer, StepReport, Timing
+from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, Observer, StepReport
 from vitscale.train.skipped_steps import find_skipped_steps, skipped_message
 from vitscale.train.state import TrainState
 
@@ -17,7 +19,8 @@ class Reporter:
 
     `batch_ids(step)` gives the sample ids of a whole global batch, `newest_checkpoint()` the name of the last good one,
     `memory_bytes()` the peak use of the device. More than `max_skipped_steps` steps in a row without a finite gradient end the
-    run. `known_values` are the newest figures of an earlier attempt, for a run that is finished already.
+    run. `known_values` are the newest figures of an earlier attempt, for a run that is finished already. `ledger` counts the
+    time, `shares` adds it to that of earlier attempts.
     """
 
     def __init__(
@@ -30,6 +33,8 @@ class Reporter:
         memory_bytes: Callable[[], int],
         max_skipped_steps: int,
         known_values: Mapping[str, float],
+        ledger: TimeLedger,
+        shares: RunningShares,
     ) -> None:
         self._observers = observers
         self.is_main = is_main
@@ -39,6 +44,8 @@ class Reporter:
         self._max_skipped_steps = max_skipped_steps
         self._skipped_in_a_row = 0
         self._failed_saves = 0
+        self._ledger = ledger
+        self._shares = shares
         self.last_values = dict(known_values)
         self.last_step: int | None = None
 
@@ -48,13 +55,23 @@ class Reporter:
         for observer in self._observers:
             observer.on_progress(step)
 
-    def steps(self, state: TrainState, summary: StepSummary, *, lr: float, timing: Timing, data: DataReport) -> None:
+    def steps(self, state: TrainState, summary: StepSummary, *, lr: float, images_per_step: int, data: DataReport) -> None:
         """Report the steps since the last report."""
         if not summary.values:
             return  # all were skipped
         values = summary.values | {"lr": lr}
         gib = self._memory_bytes() / 2**30
-        report = StepReport(step=state.step, samples=state.samples, values=values, timing=timing, data=data, memory_gib=gib)
+        spent = self._ledger.take(step=state.step)
+        report = StepReport(
+            step=state.step,
+            samples=state.samples,
+            values=values,
+            timing=timing_of(spent, images_per_step=images_per_step),
+            data=data,
+            memory_gib=gib,
+            spent=spent,
+            shares=self._shares.add(spent),
+        )
         self.last_values |= report.figures
         for observer in self._observers:
             observer.on_step(report)

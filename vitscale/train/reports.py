@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from vitscale.train.goodput import TimeSlice
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
@@ -33,7 +35,8 @@ class DataReport:
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
     """What is known at a logged step. `values` are means over the ranks and over the steps since the last
-    report, but for `loss_max`, the greatest loss of these steps, and `lr`, the rate of this one."""
+    report, but for `loss_max`, the greatest loss of these steps, and `lr`, the rate of this one. `spent` is where the time
+    since the last report went, `shares` what each cause took of the run so far, over all attempts."""
 
     step: int
     samples: int
@@ -41,6 +44,8 @@ class StepReport:
     timing: Timing
     data: DataReport
     memory_gib: float
+    spent: TimeSlice
+    shares: dict[str, float]
 
     @property
     def figures(self) -> dict[str, float]:

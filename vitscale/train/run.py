@@ -2,9 +2,12 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from vitscale.checkpoint.layout import step_folder
 from vitscale.checkpoint.saver import CheckpointSaver, SaveOutcome
 from vitscale.config import CheckpointError, CorruptionError, DataError, UserError
 from vitscale.data.loader import TrainLoader
@@ -14,16 +17,19 @@ from vitscale.dist.collectives import gather_json
 from vitscale.engine.engine import Engine
 from vitscale.plan.plan import Plan
 from vitscale.run_config import RunConfig, dump_run_config
+from vitscale.train.copies import Copies
 from vitscale.train.evaluations import Evaluation
-from vitscale.train.guards import StopRequest
+from vitscale.train.goodput import TimeLedger
+from vitscale.train.guards import StopRequest, Verdict
 from vitscale.train.losses import LossLedger
 from vitscale.train.pending import StepSummary
 from vitscale.train.pictures import captions
 from vitscale.train.reporter import Reporter
-from vitscale.train.reports import DataReport, InputPictures, Timing
+from vitscale.train.reports import DataReport, InputPictures
 from vitscale.train.run_dir import RunDirectory
 from vitscale.train.sample_log import SampleLog
 from vitscale.train.state import TrainState, host_state, last_step
+from vitscale.train.watch import Watch
 
 _SHOWN_LOSSES = 16
 
@@ -60,6 +66,8 @@ class Run:
     start: TrainState
     engine: Engine
     saver: CheckpointSaver
+    copies: Copies
+    check_owner: Callable[[], None]
     batches: TrainLoader
     classes: tuple[str, ...] | None
     data_identity: dict[str, object]
@@ -69,6 +77,8 @@ class Run:
     losses: LossLedger
     epoch_samples: int | None
     stop: StopRequest
+    ledger: TimeLedger
+    watch: Watch
 
     @property
     def num_steps(self) -> int:
@@ -88,37 +98,63 @@ class Run:
         return [evaluation for evaluation in self.due_evaluations(self.start.step) if evaluation.name not in done]
 
     def evaluate(self, evaluation: Evaluation, state: TrainState) -> None:
-        """Run one evaluation and report it. All ranks."""
-        with self.engine.weights(evaluation.weights):
-            values = evaluation.evaluator.run(self.engine.predict)
+        """Run one evaluation and report it. All ranks. A save that is under way is committed meanwhile."""
+
+        def predict(batch: Batch) -> Tensor:
+            self.watch.beat("evaluate", state.step)
+            self.tell_saves(self.saver.poll(parts_written=self.stop.least(self.saver.parts_written)))
+            return self.engine.predict(batch)
+
+        self.watch.beat("evaluate", state.step)
+        with self.ledger.spent("evaluation"), self.engine.weights(evaluation.weights):
+            values = evaluation.evaluator.run(predict)
         self.reporter.evaluation(evaluation.name, state, values)
 
     def fetch(self, state: TrainState) -> "Fetched":
         """This rank's part of the global batch after `state`, if one is left; what had to be replaced in it is in the ledger
         before anything is made of it."""
+        self.watch.beat("data", state.step)
         self.losses.batch_done()
         if state.step >= self.num_steps:
             return Fetched()
-        try:
-            batch = next(self.batches)
-            self.losses.record(self.batches.take_lost())
-        except UserError as error:
-            return Fetched(error=error)
+        with self.ledger.spent("data_wait"):
+            try:
+                batch = next(self.batches)
+                self.losses.record(self.batches.take_lost())
+            except UserError as error:
+                return Fetched(error=error)
         return Fetched(batch=batch)
 
-    def report(self, state: TrainState, summary: StepSummary, *, lr: float, timing: Timing) -> None:
+    def vote(self, state: TrainState, *, failed: bool) -> Verdict:
+        """What all ranks do after this step; what all have written of a save is committed."""
+        self.watch.beat("vote", state.step)
+        outcome = self.stop.vote(state.step, failed=failed, parts_written=self.saver.parts_written)
+        with self.ledger.spent("checkpoint"):
+            self.tell_saves(self.saver.poll(parts_written=outcome.parts_written))
+        self.watch.beat("report", state.step)
+        return outcome.verdict
+
+    def report(self, state: TrainState, summary: StepSummary, *, lr: float) -> None:
         """Report the steps since the last report. All ranks; raises `DataError` when too many samples are lost, `NonFiniteLossError`
         for steps that the run cannot go on from."""
-        data = self.check_losses(state)
+        with self.ledger.spent("report"):
+            self._report(state, summary, lr=lr)
+
+    def _report(self, state: TrainState, summary: StepSummary, *, lr: float) -> None:
+        own = self.watch.own_seconds(self.ledger.host_seconds, forward_seconds=self.engine.take_forward_seconds())
+        data = self.check_losses(state, own_seconds=own)
         fatal = self.reporter.skipped(summary)
         if fatal is not None:
             self.finish_saves()
             self.reporter.fail(fatal)
-        self.reporter.steps(state, summary, lr=lr, timing=timing, data=data)
+        self.reporter.steps(state, summary, lr=lr, images_per_step=self.plan.global_batch, data=data)
 
-    def check_losses(self, state: TrainState) -> DataReport:
-        """Report the samples lost since the last call and what reading has cost. All ranks; raises `DataError` past the budget."""
-        gathered = gather_json({"lost": self.losses.take_unshared(), "io": self.batches.take_io()})
+    def check_losses(self, state: TrainState, *, own_seconds: float | None = None) -> DataReport:
+        """Report the samples lost since the last call, what reading has cost, and ranks that have become slow. All ranks; raises
+        `DataError` past the budget. `own_seconds` is this rank's own work since the last call, where that is known."""
+        gathered = gather_json({"lost": self.losses.take_unshared(), "io": self.batches.take_io(), "own": own_seconds})
+        for finding in self.watch.judge([rank["own"] for rank in gathered]):
+            self.reporter.event(finding.kind, step=state.step, message=finding.message, rank=finding.rank, ratio=finding.ratio)
         lost = self.losses.merge(entry for rank in gathered for entry in rank["lost"])
         for shard, of_shard in itertools.groupby(sorted(lost, key=lambda sample: sample.shard), key=lambda sample: sample.shard):
             self._tell_losses(state, shard=shard, lost=list(of_shard))
@@ -147,12 +183,21 @@ class Run:
             samples=[[sample.epoch, sample.sample_id, sample.replaced_by] for sample in lost[:_SHOWN_LOSSES]],
         )
 
+    def begins_stage(self, state: TrainState) -> bool:
+        """Whether the batch after `state` is the first of this attempt or of a stage: kernels for it are built and chosen."""
+        stage = self.config.stage_at(state.samples)
+        return state.step == self.start.step or stage != self.config.stage_at(state.samples - self.plan.global_batch)
+
     def show_inputs(self, batch: Batch, state: TrainState) -> None:
         """Show the first augmented inputs of a batch with their labels, if it is the first of the run, of a resume or of a stage."""
-        stage = self.config.stage_at(state.samples)
-        is_first = state.step == self.start.step
-        if not is_first and stage == self.config.stage_at(state.samples - self.plan.global_batch):
+        self.watch.beat("step", state.step)
+        if not self.begins_stage(state):
             return
+        with self.ledger.spent("report"):
+            self._show_inputs(batch, state)
+
+    def _show_inputs(self, batch: Batch, state: TrainState) -> None:
+        stage = self.config.stage_at(state.samples)
         if self.config.stages:
             size, num_stages = self.config.stage_image_sizes[stage], len(self.config.stage_starts)
             self.reporter.event("stage", step=state.step, message=f"stage {stage + 1} of {num_stages}: images of {size} pixels")
@@ -165,9 +210,14 @@ class Run:
     def save(self, state: TrainState, *, last: bool) -> None:
         """Begin to save a checkpoint. All ranks. A failure is told, and training goes on; but the `last` one of a start is waited
         for, and raises `CheckpointError` when it could not be saved."""
+        self.watch.beat("end" if last else "save", state.step)
+        with self.ledger.spent("checkpoint"):
+            self._save(state, last=last)
+
+    def _save(self, state: TrainState, *, last: bool) -> None:
         ended = self.saver.begin(
             step=state.step,
-            state=host_state(state, seed=self.config.seed, data=self.data_identity, lost=self.losses.save()),
+            state=host_state(state, config=self.config, data=self.data_identity, lost=self.losses.save()),
             config_text=dump_run_config(self.config),
         )
         ended += self.saver.finish() if last else []
@@ -175,6 +225,8 @@ class Run:
         failed = next((outcome.error for outcome in ended if outcome.step == state.step and outcome.error is not None), None)
         if last and failed is not None:
             raise CheckpointError(failed)
+        if any(outcome.error is not None for outcome in ended):  # all ranks know these
+            on_main(self.check_owner)
 
     def finish_saves(self) -> None:
         """Wait for the save that is under way: what is saved already shall not be lost with what comes next. All ranks."""
@@ -184,15 +236,19 @@ class Run:
         """Report the saves that have ended."""
         for outcome in ended:
             self.reporter.saved(outcome)
+            if outcome.error is None:
+                self.copies.start(step_folder(self.directory.checkpoints, step=outcome.step))
+        self.copies.tell()
 
-    def is_comparison_due(self, step: int) -> bool:
-        """Whether what the ranks hold alike is to be compared after this step."""
+    def is_comparison_due(self, step: int, *, save: bool) -> bool:
+        """Whether what the ranks hold alike is to be compared after this step, which may be one that is saved."""
         every = self.config.watch.compare_replicas_every_steps
-        return every is not None and step % every == 0
+        return every is not None and (save or step % every == 0)
 
     def compare_replicas(self, state: TrainState) -> None:
         """See that no rank's memory has changed by itself. All ranks; raises `CorruptionError` on all of them."""
-        found = self.engine.compare_replicas()
+        with self.ledger.spent("report"):
+            found = self.engine.compare_replicas()
         if not found.differences:
             return
         self.finish_saves()

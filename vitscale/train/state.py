@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from vitscale.checkpoint.config_hash import config_hash
 from vitscale.config import CheckpointError
+from vitscale.optim.schedules import learning_rate
+from vitscale.run_config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +29,23 @@ def last_step(start: TrainState, *, num_samples: int, global_batch: int) -> int:
     return start.step + max(0, num_samples - start.samples) // global_batch
 
 
-def host_state(state: TrainState, *, seed: int, data: dict[str, Any], lost: list[dict[str, Any]]) -> dict[str, Any]:
+def host_state(state: TrainState, *, config: RunConfig, data: dict[str, Any], lost: list[dict[str, Any]]) -> dict[str, Any]:
     """The JSON kept in a checkpoint. `data` identifies the data set and the order, `lost` is the ledger of replaced samples;
-    the cursor counts samples over all epochs."""
-    rng = {"scheme": "counter", "seed": seed, "keys": ["seed, view, sample id", "seed, step, rank", "seed, parameter name"]}
+    the cursor counts samples over all epochs, `schedule` is the point of the learning rate's that the next step begins at."""
+    rng = {"scheme": "counter", "seed": config.seed, "keys": ["seed, view, sample id", "seed, step, rank", "seed, parameter name"]}
     cursor = {**data, "consumed": state.samples}
-    return {"step": state.step, "samples": state.samples, "cursor": cursor, "rng": rng, "lost": lost}
+    total = config.train.num_samples
+    rate = learning_rate(config.optim, samples=min(state.samples, total), total_samples=total)
+    schedule = {"kind": config.optim.schedule.kind, "samples": state.samples, "total_samples": total, "lr": rate}
+    return {
+        "step": state.step,
+        "samples": state.samples,
+        "cursor": cursor,
+        "rng": rng,
+        "schedule": schedule,
+        "config_hash": config_hash(config),
+        "lost": lost,
+    }
 
 
 def read_host_state(saved: dict[str, Any], *, data: dict[str, Any], where: str) -> TrainState:

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vitscale.train.clock import HostSeconds
+from vitscale.train.goodput import HostSeconds
 
 _AT_ONCE = 5.0
 """So many times the others' seconds name a rank in its first window."""
