@@ -67,7 +67,7 @@ def home(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file but the lock, which names its newest holder, and logs, which grow."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock" and "logs" not in path.parts]
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock" and not {"logs", "heartbeats"} & {*path.parts}]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

@@ -56,8 +56,8 @@ def test_any_world_and_stage_restores_any_other(
 def test_restoring_at_another_world_size_takes_no_memory_beside_the_state(tmp_path: Path) -> None:
     tensors = make_tensors(seed=1, shapes={"a": (4096, 1024), "b": (7,)}, kinds=("weight", "exp_avg", "exp_avg_sq"))
     path = save_as(tensors, folder=tmp_path, step=1, world_size=3, zero_stage=3)
-    script = Path(__file__).with_name("restore_memory.py")
-    result = subprocess.run([sys.executable, script, path], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    command = [sys.executable, "-m", "tests.checkpoint.restore_memory", path]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     report = json.loads(result.stdout)
     assert report["matches"]
     assert report["state_mib"] >= 48
