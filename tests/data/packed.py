@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from tests.data.scanned import scan_tar
 from vitscale.data.dataset import Dataset, open_dataset
-from vitscale.data.index import build_index, encode_index, index_name
+from vitscale.data.index import encode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
 from vitscale.data.ustar import END_OF_ARCHIVE, member_bytes
 
@@ -40,7 +41,7 @@ def pack(folder: Path, samples: Sequence[Mapping[str, bytes]], *, samples_per_sh
         ]
         raw = b"".join(members) + END_OF_ARCHIVE
         (folder / name).write_bytes(raw)
-        index = encode_index(build_index(folder / name).table)
+        index = encode_index(scan_tar(folder / name).table)
         (folder / index_name(name)).write_bytes(index)
         shards.append(Shard(name=name, bytes=len(raw), num_samples=len(chunk), sha256=_sha256(raw), index_sha256=_sha256(index)))
     manifest = Manifest(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from tests.data.scanned import scan_tar
 from tests.data_tools.images import image_bytes
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, open_dataset, open_unchecked
-from vitscale.data.index import build_index, encode_index, index_name
+from vitscale.data.index import encode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import LostSample
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(NUM_SAMPLES):
             writer.write({"__key__": f"{number:06d}", "cls": b"%d" % number, "jpg": image_bytes(number, size=(44, 36))})
     raw = (folder / NAME).read_bytes()
-    index = encode_index(build_index(folder / NAME).table)
+    index = encode_index(scan_tar(folder / NAME).table)
     (folder / index_name(NAME)).write_bytes(index)
     shard = Shard(
         name=NAME,

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.scanned import scan_tar
 from tests.data_tools.foreign import photo_samples, write_tar
-from vitscale.data.index import build_index, decode_index, index_name
+from vitscale.data.index import decode_index, index_name
 from vitscale.data.storage.storage import open_storage
 from vitscale_data_tools import index_shard as module
 from vitscale_data_tools.index_shard import IndexJob, ShardRecord, Unusable, index_shard, read_record
@@ -57,7 +58,7 @@ def test_index_digest_and_members(job: IndexJob, tmp_path: Path) -> None:
     record = run(job)
     assert isinstance(record, ShardRecord)
     raw = (tmp_path / "in" / NAME).read_bytes()
-    scanned = build_index(tmp_path / "in" / NAME)
+    scanned = scan_tar(tmp_path / "in" / NAME)
     index = (tmp_path / "out" / index_name(NAME)).read_bytes()
     assert np.array_equal(decode_index(index, shard=record.shard, path="i"), scanned.table)
     assert (record.shard.sha256, record.shard.bytes) == (hashlib.sha256(raw).hexdigest(), len(raw))

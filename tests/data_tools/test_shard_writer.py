@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.scanned import scan_tar
 from tests.data_tools.images import animated_webp, image_bytes, rotated_jpeg
-from vitscale.data.index import build_index, decode_index, index_name
+from vitscale.data.index import decode_index, index_name
 from vitscale.data.ustar import parse_sample
 from vitscale_data_tools.images import ImagePolicy, Transcode
 from vitscale_data_tools.shard_writer import ShardJob, ShardResult, SkippedSample, recorded_result, write_shard
@@ -77,7 +78,7 @@ def test_the_index_is_the_one_that_a_scan_of_the_tar_gives(tmp_path: Path) -> No
     assert result.shard is not None
     raw = path.read_bytes()
     table = decode_index(path.with_name(index_name(path.name)).read_bytes(), shard=result.shard, path="i")
-    scanned = build_index(path)
+    scanned = scan_tar(path)
     assert table.tolist() == scanned.table.tolist()
     assert scanned.keys == tuple(f"train-{40 + i:09d}" for i in range(6))
     assert set(result.extensions) == scanned.members == {"cls", "jpg", "json", "png"}
@@ -97,7 +98,7 @@ def test_sizes_are_known_beforehand(tmp_path: Path) -> None:
 def test_unusable_samples_are_left_out_and_told(tmp_path: Path) -> None:
     result = write(tmp_path, (b"1", None, b"2", None))
     assert result.skipped == tuple(SkippedSample(origin=f"file {i}", reason="spoilt") for i in (1, 3))
-    assert build_index(tmp_path / "contents" / NAME).keys == ("train-000000040", "train-000000042")
+    assert scan_tar(tmp_path / "contents" / NAME).keys == ("train-000000040", "train-000000042")
     assert result.num_samples == 4
 
 

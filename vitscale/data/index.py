@@ -5,7 +5,6 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -26,15 +25,6 @@ MAX_MEMBER_BYTES = 1 << 30
 _MAX_EXTENSION_BYTES = 1 << 20
 
 _FOLDER = ord("5")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScannedShard:
-    """What a pass over a tar finds: the index and what the manifest says about the shard."""
-
-    table: IndexTable
-    keys: tuple[str, ...]
-    members: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,22 +81,6 @@ def decode_index(raw: bytes, *, shard: Shard, path: str) -> IndexTable:
     if too_large or np.any(ends > shard.bytes) or np.any(table["offset"][1:] < ends[:-1]):
         raise DataError(f"{path}: its samples overlap or lie outside the {shard.bytes} bytes of {shard.name}. {remedy}")
     return table
-
-
-def build_index(path: Path) -> ScannedShard:
-    """Index the tar at `path`. Raises `DataError`, see `scan_samples`."""
-    rows: list[tuple[int, int, int]] = []
-    keys: list[str] = []
-    members: set[str] = set()
-    try:
-        with open(path, "rb") as file:
-            for sample in scan_samples(file, path=str(path)):
-                rows.append(sample.row)
-                keys.append(sample.key)
-                members.update(sample.extensions)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the path.") from None
-    return ScannedShard(table=np.array(rows, dtype=INDEX_DTYPE), keys=tuple(keys), members=frozenset(members))
 
 
 def scan_samples(stream: ByteStream, *, path: str, passed_over: Callable[[str], None] = lambda _: None) -> Iterator[ScannedSample]:
