@@ -7,7 +7,7 @@ from typing import Any
 from ray.exceptions import RayActorError, RaySystemError
 from ray.train import UserCallback
 
-from vitscale.config import UserError
+from vitscale.config import CorruptionError, UserError
 
 from .ledger import LaunchLedger
 from .outcome import Failed, Refused, refused
@@ -29,16 +29,20 @@ class DetectionLedger(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:  # noqa: ARG002
         """Ray calls this when it sees that workers failed. A user's error is told by the command."""
-        if any(find_user_error(error) is not None for error in worker_exceptions.values()):
+        errors = [find_user_error(error) for error in worker_exceptions.values()]
+        corruption = next((error for error in errors if isinstance(error, CorruptionError)), None)
+        if any(errors) and corruption is None:
             return
-        found = first_failure(worker_exceptions)
-        message = f"the worker of rank {found.rank} failed: {found.reason}"
+        found = first_failure(worker_exceptions) if corruption is None else _corrupted(corruption)
+        message = f"{found.who} failed: {found.reason}"
         self._ledger.record("worker_failed", message, rank=found.rank, reason=found.reason, trace=found.trace)
 
 
 def outcome_of(error: BaseException) -> Refused | Failed:
     """What an error of `TorchTrainer.fit` means: the user's error inside, else what failed."""
     found = find_user_error(error)
+    if isinstance(found, CorruptionError):
+        return Failed(failure=_corrupted(found))
     if found is not None:
         return refused(found)
     worker_failures: Mapping[int, BaseException] | None = getattr(error, "worker_failures", None)
@@ -68,6 +72,13 @@ def first_failure(worker_exceptions: Mapping[int, BaseException]) -> Failure:
     # Not the message of the network's, which names another port each time: failures are compared by their reason.
     reason = "it lost its connection to another worker" if _is_consequence(error) else _last_line(error)
     return Failure(kind="worker", rank=rank, reason=reason, trace=trace)
+
+
+def _corrupted(error: CorruptionError) -> Failure:
+    """Of a rank whose memory changed by itself: the newest checkpoint is from before, so another attempt may well succeed."""
+    certain = error.ranks[0] if len(error.ranks) == 1 else None
+    whose = "its memory" if certain is not None else f"the memory of one of the ranks {', '.join(map(str, error.ranks))}"
+    return Failure(kind="worker", rank=certain, reason=f"{whose} changed by itself", trace=str(error))
 
 
 def _process_died(error: BaseException) -> bool:

@@ -23,7 +23,12 @@ class Failure:
     trace: str | None = None
 
     def __str__(self) -> str:
-        return self.reason if self.rank is None else f"the worker of rank {self.rank} failed ({self.reason})"
+        return f"{self.who} failed ({self.reason})" if self.kind == "worker" else self.reason
+
+    @property
+    def who(self) -> str:
+        """The worker, or the workers where none of them is known to be the one."""
+        return "the workers" if self.rank is None else f"the worker of rank {self.rank}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,7 @@ def _why_hopeless(status: Status, policy: Policy) -> str | None:
     tries = _same_again(status.failures)
     if last.kind == "worker" and tries >= policy.same_step_tries:
         return (
-            f"the worker of rank {last.rank} failed {tries} times in the same place, after step {last.committed}{_logged(last)}:"
+            f"{last.who} failed {tries} times in the same place, after step {last.committed}{_logged(last)}:"
             f" {last.reason}. More restarts would do the same; mend the cause, then the same command goes on from step {last.committed}."
         )
     starts = _trailing_starts(status.failures)
@@ -145,7 +150,7 @@ def _why_hopeless(status: Status, policy: Policy) -> str | None:
     used = restarts_used(status, policy)
     if used > policy.max_restarts:
         after = f" after {policy.max_restarts} restart{'s' if policy.max_restarts > 1 else ''}" if policy.max_restarts else ""
-        who = "Ray was lost" if last.rank is None else f"the worker of rank {last.rank} failed"
+        who = f"{last.who} failed" if last.kind == "worker" else "Ray was lost"
         return (
             f"{who}{after}, after step {last.committed}{_logged(last)}: {last.reason}. The same command goes on from the newest"
             f" checkpoint; --max-restarts allows more restarts within {policy.refill_steps} steps."

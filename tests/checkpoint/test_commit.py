@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,11 +51,22 @@ def test_everything_is_on_disk_before_the_commit(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append(path_of(descriptor)), fsync(descriptor)))
     monkeypatch.setattr(os, "rename", lambda a, b: (done.append(f"rename {a.name} {b.name}"), rename(a, b)))
 
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "a1")
+
     save_as(TENSORS, folder=tmp_path / "c", step=1)
 
-    partial = "c/step-00000001.tmp"
+    partial = "c/step-00000001.tmp-a1"
     files = ["rank-00000.safetensors", "state.json", "config.yaml", "manifest.json"]
-    assert done == [".", "c", *(f"{partial}/{name}" for name in files), partial, "rename step-00000001.tmp step-00000001", "c"]
+    assert done == [".", "c", *(f"{partial}/{name}" for name in files), partial, "rename step-00000001.tmp-a1 step-00000001", "c"]
+
+
+def test_a_folder_that_is_there_is_left_to_who_made_it(tmp_path: Path) -> None:
+    partial = tmp_path / "c" / "step-00000003.tmp"
+    prepare(partial)
+    (partial / "of somebody else").touch()
+    with pytest.raises(CheckpointError, match="File exists"):
+        prepare(partial)
+    assert (partial / "of somebody else").exists()
 
 
 def test_leftovers_of_a_larger_world_do_not_get_in(tmp_path: Path) -> None:

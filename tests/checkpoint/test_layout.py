@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vitscale.checkpoint.layout import list_step_folders, parse_step_folder, rank_file, step_folder
+from vitscale.checkpoint.layout import list_step_folders, parse_step_folder, rank_file, save_folder, step_folder
 
 
 def test_names_are_those_of_the_documented_layout() -> None:
@@ -33,7 +33,17 @@ def test_a_missing_directory_has_no_folders(tmp_path: Path) -> None:
 
 
 def test_a_name_says_step_and_role() -> None:
-    found = parse_step_folder(Path("any/step-00000012.tmp"))
+    for name in ("step-00000012.tmp", "step-00000012.tmp-0a1b2c3d"):
+        found = parse_step_folder(Path("any") / name)
+        assert found is not None
+        assert (found.step, found.role, found.path.name) == (12, "partial", name)
+    others = ("step-12", "step-00000012.bak", "xstep-00000012", "step-00000012/..", "step-00000012-0a", "step-00000012.replaced-0a")
+    assert [parse_step_folder(Path(name)) for name in others] == [None] * len(others)
+
+
+def test_every_save_has_a_folder_of_its_own() -> None:
+    first, second = (save_folder(Path("c"), step=12) for _ in range(2))
+    assert first != second
+    found = parse_step_folder(first)
     assert found is not None
-    assert (found.step, found.role, found.path.name) == (12, "partial", "step-00000012.tmp")
-    assert [parse_step_folder(Path(name)) for name in ("step-12", "step-00000012.bak", "xstep-00000012", "step-00000012/..")] == [None] * 4
+    assert (found.step, found.role, first.parent) == (12, "partial", Path("c"))

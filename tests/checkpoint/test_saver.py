@@ -346,7 +346,7 @@ def test_a_run_that_ends_between_the_parts_and_the_commit_leaves_nothing_committ
     _Train(tmp_path, world_size=2).run(body)
     found = find_newest(tmp_path)
     assert found.checkpoint == tmp_path / "step-00000001"
-    assert [(entry.path.name, entry.reason) for entry in found.passed_over] == [("step-00000002.tmp", "its save did not finish")]
+    assert [(entry.path.name[:18], entry.reason) for entry in found.passed_over] == [("step-00000002.tmp-", "its save did not finish")]
     assert _holds(save_as(NEW, folder=tmp_path, step=2, world_size=2), NEW)
 
 
@@ -452,6 +452,36 @@ def test_an_old_owner_neither_commits_nor_touches_what_the_new_one_writes(tmp_pa
         assert all("host-b has taken over" in str(outcome.error) for outcome in outcomes)
     assert find_newest(tmp_path).checkpoint is None
     assert all((tmp_path / f"step-0000000{step}.tmp" / "of the new owner").exists() for step in (1, 2))
+
+
+def test_a_group_that_does_not_know_yet_that_it_is_shut_out_does_no_harm_to_the_save_of_the_new_one(tmp_path: Path) -> None:
+    """The old group goes on to write its part when the new one has begun to save the same step."""
+    go_on = {"old": threading.Event(), "new": threading.Event()}
+    groups = iter(go_on.values())
+
+    def held_back(*args: Any, **kwargs: Any) -> FileEntry:
+        assert next(groups).wait(20)
+        return write_part(*args, **kwargs)
+
+    write_part = commit.write_part
+
+    def body(old: _Rank) -> list[SaveOutcome]:
+        new = open_saver(old.store, folder=tmp_path, in_background=True)
+        outcomes = []
+        for group, saver in (("old", old.saver), ("new", new)):
+            saver.begin(step=1, state={"step": 1, "of": group}, config_text="")
+        for group, saver in (("old", old.saver), ("new", new)):
+            go_on[group].set()
+            outcomes += saver.finish()
+        new.close()
+        return outcomes
+
+    with mock.patch("vitscale.checkpoint.saver.write_part", held_back):
+        ((of_old, of_new),) = _Train(tmp_path).run(body)
+    assert "No such file" in str(of_old.error), "its folder is gone, and it has no way to the other one"
+    assert of_new.error is None
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert CheckpointReader(tmp_path / "step-00000001").state["of"] == "new"
 
 
 @pytest.mark.dist

@@ -102,7 +102,7 @@ def _strace_injects() -> bool:
     ],
 )
 def test_an_error_of_the_disk_costs_that_save_only(tmp_path: Path, call: str, error: str, file: str) -> None:
-    failing = tmp_path / "step-00000002.tmp" / file
+    failing = tmp_path / "step-00000002.tmp-a1" / file
     trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", str(failing), "-e", f"trace={call}", "-e", f"inject={call}:error={error}")
     report = _run(*trace, folder=tmp_path, last_step=3)
     assert report["errors"]["1"] is report["errors"]["3"] is None

@@ -1,6 +1,7 @@
 """Failures among the workers: whose fault, what is restarted, and what the user reads."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
-from vitscale.config import DataError, NonFiniteLossError
+from vitscale.config import CorruptionError, DataError, NonFiniteLossError
 from vitscale_launch.failures import DetectionLedger, find_user_error, first_failure, outcome_of
 from vitscale_launch.outcome import Failed, Refused
 from vitscale_launch.supervise import Failure
@@ -112,6 +113,28 @@ def test_the_moment_of_a_failure_is_recorded(tmp_path: Path) -> None:
     assert first["reason"].startswith("its process died")
     assert (second["rank"], second["reason"]) == (0, "KeyError: 'x'")
     assert "KeyError" in second["trace"]
+
+
+def corrupted(*ranks: int) -> CorruptionError:
+    error = CorruptionError("step 3: silent corruption: the copy is wrong")
+    error.ranks = ranks
+    travelled: CorruptionError = pickle.loads(pickle.dumps(error))  # as Ray sends it
+    return travelled
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rank", "reason"),
+    [((1,), 1, "its memory changed by itself"), ((0, 1), None, "the memory of one of the ranks 0, 1 changed by itself")],
+)
+def test_a_rank_whose_memory_is_bad_has_failed_and_the_run_has_not(
+    tmp_path: Path, ranks: tuple[int, ...], rank: int | None, reason: str
+) -> None:
+    failures = {number: in_worker(corrupted(*ranks)) for number in range(2)}
+    outcome = outcome_of(WorkerGroupError("failed", failures))
+    assert outcome == Failed(failure=Failure(kind="worker", rank=rank, reason=reason, trace=str(corrupted())))
+    DetectionLedger(events=tmp_path / "events.jsonl").after_exception(None, failures)
+    (event,) = recorded(tmp_path / "events.jsonl")
+    assert (event["event"], event.get("rank"), event["reason"]) == ("worker_failed", rank, reason)
 
 
 def test_a_users_error_is_for_the_command_to_tell(tmp_path: Path) -> None:

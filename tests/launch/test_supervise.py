@@ -71,6 +71,12 @@ def test_what_is_done(found: Status, policy: Policy, expected: object) -> None:
         ),
         (status(died(0)), Policy(num_workers=4, allowed_workers=(4,), max_restarts=0), ("the worker of rank 1 failed, after step 0",)),
         (status(died(0, kind="cluster", reason="x")), Policy(num_workers=1, allowed_workers=(1,), max_restarts=0), ("Ray was lost, ",)),
+        # Nobody knows whose memory it was.
+        (
+            status(*[Failure(kind="worker", reason="ranks 0 and 1 differ")] * 3),
+            POLICY,
+            ("the workers failed 3 times", "ranks 0 and 1 differ"),
+        ),
         (status(*[died(0, kind="start", reason="no room")] * 5), POLICY, ("could not start the workers, 5 times: no room",)),
         (status(died(0), capacity=None, waited=600.0), POLICY, ("does not answer, for 600 seconds now", "--wait-for-cluster")),
         (status(died(0), capacity=3, waited=601.0), POLICY, ("has room for 3 of the 4 workers", "--min-workers")),

@@ -55,7 +55,7 @@ def test_what_is_recorded_is_on_disk_before_it_is_shared(tmp_path: Path) -> None
     assert losses.take_unshared() == []
     assert losses.merge([*reversed(shared), *shared, asdict(lost(4))]) == [lost(4), lost(7), lost(7, epoch=1)]
     assert losses.count == 4
-    assert names(losses.save()) == [(0, 3), (0, 4), (0, 7), (1, 7)]
+    assert names(losses.save(2)) == [(0, 3), (0, 4), (0, 7), (1, 7)]
 
 
 def test_what_an_earlier_attempt_wrote_is_counted_and_told_when_it_is_lost_again_as_it_was_written(tmp_path: Path) -> None:
@@ -102,8 +102,14 @@ def test_what_no_checkpoint_knows_can_be_forgotten(tmp_path: Path) -> None:
     losses.record([lost(3)])
     losses.batch_done()
     losses.merge(losses.take_unshared())
-    losses.save()
+    losses.save(2)
+    losses.save_ended(2, is_committed=True)
     losses.record([lost(5)])
+    losses.batch_done()
+    losses.merge(losses.take_unshared())
+    losses.save(4)
+    losses.save_ended(4, is_committed=False)
+    losses.save(6)  # still under way
     LossLedger(tmp_path / "rank-00001.jsonl", saved={}, written={}).record([lost(6)])
     losses.forget_unsaved()
     assert names(read_ledger(tmp_path)) == [(0, 3)], "an older checkpoint may have to be gone back to"

@@ -42,15 +42,15 @@ def encode_state(state: dict[str, Any]) -> str:
 
 
 def prepare(partial: Path) -> None:
-    """Make the empty folder that a save is written into. What a process that died in a save of this step left is removed."""
-    try:
-        with disk_errors():
-            if partial.exists():
-                shutil.rmtree(partial)
-            create_folder(partial)
-    except CheckpointError:
-        discard(partial)
-        raise
+    """Make the folder that a save is written into. Raises `CheckpointError`, also where it is there already."""
+    with disk_errors():
+        create_folder(partial.parent)
+        partial.mkdir()
+        try:
+            sync_folder(partial.parent)
+        except OSError:
+            discard(partial)
+            raise
 
 
 def write_part(partial: Path, *, rank: int, fragments: Iterable[Fragment], given_up: threading.Event) -> FileEntry:

@@ -1,6 +1,7 @@
 """Where checkpoints lie in a run directory and what their files are called."""
 
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ CONFIG = "config.yaml"
 
 Role = Literal["committed", "replaced", "partial"]
 """committed: a whole checkpoint. replaced: a committed one that a newer save of the same step is taking the place of.
-partial: being written, or left behind by a process that died."""
+partial: being written, or left behind by a process that died. A save adds a name of its own to it, so that two groups of
+processes never write into the same folder, even if one of them does not know yet that the other has taken over."""
 
 _SUFFIXES: dict[Role, str] = {"committed": "", "replaced": ".replaced", "partial": ".tmp"}
-_FOLDER = re.compile(r"step-(\d{8,})(|\.replaced|\.tmp)")
+_FOLDER = re.compile(r"step-(\d{8,})(|\.replaced|\.tmp)(?:(?<=\.tmp)-[0-9a-f]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,12 @@ class StepFolder:
 def step_folder(folder: Path, *, step: int, role: Role = "committed") -> Path:
     """The path of a step's checkpoint within the checkpoints directory `folder`."""
     return folder / f"step-{step:08d}{_SUFFIXES[role]}"
+
+
+def save_folder(folder: Path, *, step: int) -> Path:
+    """The path of a partial folder for one save of `step`, which nobody else has or will have."""
+    partial = step_folder(folder, step=step, role="partial")
+    return partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
 
 
 def rank_file(rank: int) -> str:

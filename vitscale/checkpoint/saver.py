@@ -17,7 +17,7 @@ from vitscale.checkpoint.commit import SaveContent, commit, discard, encode_stat
 from vitscale.checkpoint.durable import disk_errors
 from vitscale.checkpoint.fragments import ShardStore
 from vitscale.checkpoint.host_copy import HostCopy, live_values, size_in_bytes
-from vitscale.checkpoint.layout import step_folder
+from vitscale.checkpoint.layout import list_step_folders, save_folder
 from vitscale.checkpoint.manifest import FileEntry
 from vitscale.checkpoint.writer_thread import WriterThread
 from vitscale.config import CheckpointError
@@ -55,6 +55,14 @@ class SaveOutcome:
     num_bytes: int
     deleted: tuple[str, ...] = ()
     deletion_error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """Where a save goes, and what was deleted to make room for it."""
+
+    partial: Path
+    deleted: tuple[str, ...]
 
 
 @dataclass(kw_only=True)
@@ -116,10 +124,10 @@ class CheckpointSaver:
             config_text=config_text,
         )
         try:
-            deleted = self._prepare(step)
+            prepared = self._prepare(step)
         except CheckpointError as error:
             return [*ended, self._failed(step, error, begun=begun)]
-        self._in_flight = self._start(content, begun=begun, deleted=deleted)
+        self._in_flight = self._start(content, begun=begun, prepared=prepared)
         if self._host_copy is None:
             ended += self._settle()
         return ended
@@ -151,35 +159,39 @@ class CheckpointSaver:
             self._host_copy.close()
             self._host_copy = None
 
-    def _prepare(self, step: int) -> tuple[str, ...]:
-        """See that the disk has room and make the partial folder, on rank 0; what was deleted for it."""
+    def _prepare(self, step: int) -> _Prepared:
+        """See that the disk has room and make the partial folder, on rank 0."""
         if self._needed_bytes is None:
             self._needed_bytes = sum(gather_json(size_in_bytes(self._store.owned())))
         needed_bytes = self._needed_bytes
 
-        def make() -> list[str]:
+        def make() -> dict[str, Any]:
             self._check_owner()
+            for entry in list_step_folders(self._folder):
+                if entry.role == "partial" and entry.step == step:
+                    discard(entry.path)  # what a process that died, or was shut out, in a save of this step has left
             deleted: list[Path] = []
             if self._retention is not None:
                 with disk_errors():
                     deleted = self._retention.make_room(self._folder, needed_bytes=needed_bytes)
-            prepare(step_folder(self._folder, step=step, role="partial"))
-            return [path.name for path in deleted]
+            partial = save_folder(self._folder, step=step)
+            prepare(partial)
+            return {"partial": partial.name, "deleted": [path.name for path in deleted]}
 
-        return tuple(on_main(make))
+        made = on_main(make)
+        return _Prepared(partial=self._folder / made["partial"], deleted=tuple(made["deleted"]))
 
-    def _start(self, content: SaveContent, *, begun: float, deleted: tuple[str, ...]) -> _Save:
+    def _start(self, content: SaveContent, *, begun: float, prepared: _Prepared) -> _Save:
         owned = self._store.owned()
         fragments = live_values(owned) if self._host_copy is None else self._host_copy.take(owned)
-        folder = step_folder(self._folder, step=content.step, role="partial")
-        write = partial(write_part, folder, rank=current_ranks().rank, fragments=fragments, given_up=self._writer.is_closing)
+        write = partial(write_part, prepared.partial, rank=current_ranks().rank, fragments=fragments, given_up=self._writer.is_closing)
         self._num_begun += 1
         return _Save(
             number=self._num_begun,
             begun=begun,
             content=content,
-            partial=folder,
-            deleted=deleted,
+            partial=prepared.partial,
+            deleted=prepared.deleted,
             part=self._writer.submit(write),
             stall_seconds=time.perf_counter() - begun,
         )
@@ -223,7 +235,7 @@ class CheckpointSaver:
             entries = [FileEntry(**part["entry"]) for part in parts]
             size = commit(save.partial, content=save.content, parts=entries, check_owner=self._check_owner)
         except CheckpointError as error:
-            self._discard(save.partial)
+            discard(save.partial)
             return self._failed(save.content.step, error, begun=save.begun, deleted=save.deleted)
         deleted, deletion_error = self._prune(save.content.step)
         return SaveOutcome(
@@ -244,13 +256,6 @@ class CheckpointSaver:
             return tuple(path.name for path in self._retention.prune(self._folder, saved=saved)), None
         except (OSError, CheckpointError) as error:
             return (), f"older checkpoints could not be deleted: {error}"
-
-    def _discard(self, folder: Path) -> None:
-        try:
-            self._check_owner()
-        except CheckpointError:
-            return  # the folder of this name may be the other owner's by now
-        discard(folder)
 
     def _failed(self, step: int, error: CheckpointError, *, begun: float, deleted: tuple[str, ...] = ()) -> SaveOutcome:
         seconds = time.perf_counter() - begun

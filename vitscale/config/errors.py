@@ -59,6 +59,8 @@ class CorruptionError(CheckpointError):
     """The memory of a rank changed by itself, and training stopped; the newest checkpoint is good."""
 
     scope: Scope = "run"
+    ranks: tuple[int, ...] = ()
+    """Those it was found on; where nothing tells which of several is right, all of them."""
 
 
 class StopRequested(UserError):

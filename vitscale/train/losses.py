@@ -31,6 +31,7 @@ class LossLedger:
         self._path = path
         self._known = dict(saved)
         self._saved = dict(saved)
+        self._offered: dict[int, Losses] = {}
         self._written = saved | written
         self._of_next_batch: list[LostSample] = []
         self._unshared: list[LostSample] = []
@@ -82,7 +83,7 @@ class LossLedger:
         )
 
     def forget_unsaved(self) -> None:
-        """Leave on disk only what the newest checkpoint of this attempt knows, for a run that the budget stops: no step after it
+        """Leave on disk only what the newest committed checkpoint knows, for a run that the budget stops: no step after it
         is kept, and what the user mends is to count no longer. Rank 0 only."""
         try:
             clear_ledger(self._path.parent)
@@ -92,10 +93,16 @@ class LossLedger:
         if self._saved:
             self._append(list(self._saved.values()))
 
-    def save(self) -> list[dict[str, Any]]:
-        """The losses up to the checkpoint that is about to be written, for it to keep. Plain JSON."""
-        self._saved = dict(self._known)
+    def save(self, step: int) -> list[dict[str, Any]]:
+        """The losses up to the checkpoint of `step`, which is about to be written, for it to keep. Plain JSON."""
+        self._offered[step] = dict(self._known)
         return [asdict(self._known[name]) for name in sorted(self._known)]
+
+    def save_ended(self, step: int, *, is_committed: bool) -> None:
+        """There is a checkpoint of `step` now, or its save has failed and nothing but the files knows its losses."""
+        offered = self._offered.pop(step)
+        if is_committed:
+            self._saved = offered
 
     def _append(self, lost: Sequence[LostSample]) -> None:
         is_new = not self._path.exists()

@@ -217,7 +217,7 @@ class Run:
     def _save(self, state: TrainState, *, last: bool) -> None:
         ended = self.saver.begin(
             step=state.step,
-            state=host_state(state, config=self.config, data=self.data_identity, lost=self.losses.save()),
+            state=host_state(state, config=self.config, data=self.data_identity, lost=self.losses.save(state.step)),
             config_text=dump_run_config(self.config),
         )
         ended += self.saver.finish() if last else []
@@ -236,6 +236,7 @@ class Run:
         """Report the saves that have ended."""
         for outcome in ended:
             self.reporter.saved(outcome)
+            self.losses.save_ended(outcome.step, is_committed=outcome.error is None)
             if outcome.error is None:
                 self.copies.start(step_folder(self.directory.checkpoints, step=outcome.step))
         self.copies.tell()
@@ -258,7 +259,9 @@ class Run:
             " rank tested before it takes part again."
         )
         self.reporter.event("corruption", step=state.step, message=message, ranks=list(found.ranks))
-        raise CorruptionError(message)
+        error = CorruptionError(message)
+        error.ranks = found.ranks
+        raise error
 
     def stopped_message(self, state: TrainState) -> str:
         """What the user reads after a stop."""
