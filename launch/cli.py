@@ -9,6 +9,8 @@ import typer
 from vitscale.config.presentation import present_errors
 from vitscale_data_tools.pack_cli import make_request, run_pack, with_pack_options
 
+from .chaos_plan import FaultKind
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -46,6 +48,21 @@ MinWorkersOption = Annotated[
 WaitOption = Annotated[
     float, typer.Option("--wait-for-cluster", metavar="SECONDS", min=0, help="Wait for a lost cluster, or for room in it.")
 ]
+FaultOption = Annotated[
+    list[FaultKind] | None, typer.Option("--fault", help="A fault to do, on one rank at a time. Repeatable; each comes equally often.")
+]
+EveryOption = Annotated[
+    float, typer.Option("--every", metavar="SECONDS", min=0, help="Pause before each fault, half as long to half as much again.")
+]
+RankOption = Annotated[int | None, typer.Option("--rank", metavar="R", min=0, help="Only on this rank. Default: on any.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="S", help="Decides order, ranks and pauses.")]
+CountOption = Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="So many faults. Default: until the run is done.")]
+ForOption = Annotated[float, typer.Option("--for", metavar="SECONDS", min=0, help="How long slow, disk-full and network last.")]
+FactorOption = Annotated[float, typer.Option("--factor", metavar="X", min=1, help="How many times as long a slow rank's steps take.")]
+InterfaceOption = Annotated[
+    str | None, typer.Option("--interface", metavar="NAME", help="The network interface of this machine that `network` takes down.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Let disk-full fill a file system with 2 GiB or more free.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; start nothing.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traces of errors.")]
 
@@ -111,6 +128,86 @@ def train(
             ),
             allow_change=allow_change or [],
             stop_at_step=stop_at,
+            debug=debug,
+        )
+
+
+@app.command(
+    epilog="Examples: vitscale-launch chaos configs/quickstart.yaml --workers 2 --fault kill --fault nan --every 60"
+    " | vitscale-launch chaos CONFIG name=rehearsal --workers 8 --address 10.0.0.1:6379 --fault stop --rank 3 --count 1"
+)
+def chaos(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    workers: WorkersOption = 1,
+    fault: FaultOption = None,
+    every: EveryOption = 60.0,
+    rank: RankOption = None,
+    seed: SeedOption = 0,
+    count: CountOption = None,
+    for_seconds: ForOption = 10.0,
+    factor: FactorOption = 10.0,
+    interface: InterfaceOption = None,
+    yes: YesOption = False,
+    address: AddressOption = None,
+    allow_change: AllowChangeOption = None,
+    max_restarts: MaxRestartsOption = 3,
+    refill_steps: RefillStepsOption = 200,
+    min_workers: MinWorkersOption = None,
+    wait_for_cluster: WaitOption = 600.0,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Rehearse faults: train a run as `vitscale-launch train` does, and do faults to it meanwhile.
+
+    At the end a table tells of each fault how it was noticed and when the run trained again, and the goodput. What the
+    faults are and what the run makes of them: docs/faults.md.
+    """
+    with present_errors(debug=debug):
+        from .environment import prepare_environment, ray_address
+
+        address = ray_address(address)
+        prepare_environment(local=address is None)
+        from pathlib import Path
+
+        from vitscale.plan.cluster import detect_cluster
+        from vitscale.plan.describe import describe_run
+        from vitscale.plan.plan import make_plan
+        from vitscale.run_config import load_run_config
+
+        from .chaos_plan import ChaosPlan, check_plan, describe_faults
+
+        run_config = load_run_config(Path(config), overrides=overrides or [])
+        plan = ChaosPlan(
+            kinds=tuple(dict.fromkeys(fault or [])),
+            every_seconds=every,
+            num_workers=workers,
+            seed=seed,
+            rank=rank,
+            count=count,
+            seconds=for_seconds,
+            factor=factor,
+            interface=interface,
+        )
+        check_plan(plan, run_dir=run_config.run_dir, may_fill_disk=yes)
+        if dry_run or address is None:
+            made = make_plan(run_config, cluster=detect_cluster(device=run_config.parallel.device, world_size=workers))
+        if dry_run:
+            sys.stdout.write(describe_run(run_config, plan=made) + describe_faults(plan))
+            return
+        from .chaos import rehearse
+        from .launcher import Supervision
+        from .remote import ClusterProcess
+
+        rehearse(
+            run_config,
+            plan=plan,
+            process=ClusterProcess(),
+            address=address,
+            supervision=Supervision(
+                max_restarts=max_restarts, refill_steps=refill_steps, min_workers=min_workers, wait_seconds=wait_for_cluster
+            ),
+            allow_change=allow_change or [],
             debug=debug,
         )
 

@@ -1,12 +1,14 @@
 """The Ray cluster that a command works on: an existing one that it joins, or a local one that lives as long as the command."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vitscale.config import UsageError
 
@@ -17,6 +19,7 @@ from .workers import ClusterResources, Workers
 _OBJECT_STORE_BYTES = 100 * 2**20
 # For this process and all of Ray's that work for it: only errors are told on the console.
 _LOGGING = ray.LoggingConfig(log_level="ERROR")
+_SIGNAL_SECONDS = 20.0
 _TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 
 
@@ -51,6 +54,20 @@ def room_for(workers: Workers) -> int:
     """How many such workers the resources that nobody uses suffice for."""
     free = ray.available_resources()
     return min(int(free.get(name, 0.0) // amount) for name, amount in workers.resources.items())
+
+
+def send_signal(number: int, *, pid: int, host: str) -> str | None:
+    """Send a signal to a process of the machine that calls itself `host`, by a task there; returns why that was impossible."""
+    node = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerHostname"] == host), None)
+    if node is None:
+        return f"no machine of the Ray cluster calls itself {host}"
+    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(os.kill).options(scheduling_strategy=there)
+    try:
+        ray.get(task.remote(pid, number), timeout=_SIGNAL_SECONDS)
+    except (ray.exceptions.RayError, OSError, TimeoutError) as error:
+        return str(error).strip().splitlines()[-1]
+    return None
 
 
 class _Termination:

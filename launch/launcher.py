@@ -37,6 +37,7 @@ def launch_training(
     supervision: Supervision,
     allow_change: Collection[str] = (),
     stop_at_step: int | None = None,
+    rehearses_faults: bool = False,
     debug: bool = False,
 ) -> dict[str, Any]:
     """Train `config` from the current directory on the Ray cluster at `address`, or on one of its own.
@@ -49,7 +50,7 @@ def launch_training(
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         stack.callback(connection.close)
         workers = _fitting(config, allowed=allowed, cluster=connection.join())
-        task = make_task(config, allow_change=allow_change, stop_at_step=stop_at_step, debug=debug)
+        task = make_task(config, allow_change=allow_change, stop_at_step=stop_at_step, rehearses_faults=rehearses_faults, debug=debug)
         supervisor = Supervisor(
             attempts=RemoteAttempts(connection=connection, run_dir=run_dir, task=task, workers=workers),
             policy=Policy(

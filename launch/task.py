@@ -18,8 +18,8 @@ class TrainTask:
 
     `config` is the configuration as plain values, with its paths as they were written: they are relative to `folder`, the
     directory that the command was given in. `command` is that command, for the run's records. `launch` is an id of this
-    start of the command, `attempt` counts the groups of workers that it has started. `debug` lets workers print the traces
-    of errors that the command shows as a paragraph.
+    start of the command, `attempt` counts the groups of workers that it has started. `rehearses_faults` lets workers do the
+    faults that they are asked for. `debug` lets workers print the traces of errors that the command shows as a paragraph.
     """
 
     config: dict[str, Any]
@@ -29,6 +29,7 @@ class TrainTask:
     attempt: int = 0
     allow_change: tuple[str, ...] = ()
     stop_at_step: int | None = None
+    rehearses_faults: bool = False
     debug: bool = False
 
     def to_json(self) -> str:
@@ -43,7 +44,14 @@ class TrainTask:
         return cls(**values)
 
 
-def make_task(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_step: int | None = None, debug: bool = False) -> TrainTask:
+def make_task(
+    config: RunConfig,
+    *,
+    allow_change: Collection[str] = (),
+    stop_at_step: int | None = None,
+    rehearses_faults: bool = False,
+    debug: bool = False,
+) -> TrainTask:
     """The task of training `config` from the current directory."""
     return TrainTask(
         config=config.model_dump(mode="json"),
@@ -52,5 +60,6 @@ def make_task(config: RunConfig, *, allow_change: Collection[str] = (), stop_at_
         launch=uuid.uuid4().hex,
         allow_change=tuple(allow_change),
         stop_at_step=stop_at_step,
+        rehearses_faults=rehearses_faults,
         debug=debug,
     )

@@ -32,7 +32,7 @@ def train_worker(task_text: str) -> dict[str, Any]:
     _enter_folder(task.folder)
     sys.argv[:] = task.command  # environment.json shows the user's command instead of Ray's
     config = decode(RunConfig, values=task.config, source="the configuration sent to the worker")
-    launch = Launch(id=task.launch, attempt=task.attempt)
+    launch = Launch(id=task.launch, attempt=task.attempt, rehearses_faults=task.rehearses_faults)
     if dist.get_rank() == 0:
         _wait_for_lock(RunDirectory(root=config.run_dir), launch=launch, seconds=_LOCK_WAIT_SECONDS)
     try:

@@ -34,6 +34,7 @@ from vitscale.run_config import RunConfig, dump_run_config
 from vitscale.train.copies import Copies, open_remote
 from vitscale.train.environment import environment_json, start_rank_log, stop_rank_log
 from vitscale.train.evaluations import build_evaluations
+from vitscale.train.faults import FaultHook
 from vitscale.train.goodput import RunningShares, TimeLedger, append_slice
 from vitscale.train.goodput_report import read_goodput
 from vitscale.train.guards import StopRequest
@@ -85,7 +86,7 @@ def open_run(
 @dataclass(frozen=True, kw_only=True)
 class _Site:
     """Where a run takes place: its processes, what they plan to do, its directory and who looks after it. Rank 0 holds the
-    directory's lock and hears what is asked through it; the other ranks have neither."""
+    directory's lock and hears what is asked through it; the other ranks have neither. `launch` started the processes."""
 
     ranks: Ranks
     plan: Plan
@@ -93,6 +94,7 @@ class _Site:
     lock: RunLock | None
     requests: RequestFile | None
     watch: Watch
+    launch: Launch | None
 
     def check_owner(self) -> None:
         """Raise `CheckpointError` where another process has the run directory by now. Rank 0 only."""
@@ -123,7 +125,7 @@ def _enter(config: RunConfig, *, launch: Launch | None, stack: contextlib.ExitSt
     jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
     watch = stack.enter_context(open_watch(config.watch, directory=directory, ranks=ranks, device=plan.device))
     lock, request_file = (locks[0], requests[0]) if ranks.is_main else (None, None)
-    return _Site(ranks=ranks, plan=plan, directory=directory, lock=lock, requests=request_file, watch=watch)
+    return _Site(ranks=ranks, plan=plan, directory=directory, lock=lock, requests=request_file, watch=watch, launch=launch)
 
 
 def _build(
@@ -157,7 +159,8 @@ def _build(
     stack.callback(sample_log.close)
     reporter = _reporter(config, plan=plan, site=site, start=start, data=data, engine=engine, ledger=ledger)
     stack.callback(reporter.close)
-    copies = stack.enter_context(Copies(remote, config=config, scores=partial(_scores, config, directory), event=reporter.event))
+    scores, show_life = partial(_scores, config, directory), site.watch.beat_again
+    copies = stack.enter_context(Copies(remote, config=config, scores=scores, event=reporter.event, show_life=show_life))
     resumed_from = start.step if decision.checkpoint is not None else None
     saver = jointly(lambda: _saver(config, plan=plan, site=site, engine=engine, copies=copies, resumed_from=resumed_from))
     stack.callback(saver.close)
@@ -184,7 +187,15 @@ def _build(
         stop=stop,
         ledger=ledger,
         watch=site.watch,
+        faults=_fault_hook(site, engine=engine),
     )
+
+
+def _fault_hook(site: _Site, *, engine: Engine) -> FaultHook | None:
+    """None in every ordinary run."""
+    if site.launch is None or not site.launch.rehearses_faults:
+        return None
+    return FaultHook(site.directory.root, rank=site.ranks.rank, engine=engine)
 
 
 def _agreed(cluster: Cluster) -> Cluster:
@@ -346,6 +357,7 @@ def _saver(config: RunConfig, *, plan: Plan, site: _Site, engine: Engine, copies
         in_background=plan.saves_in_background,
         check_owner=site.check_owner,
         retention=RetentionPolicy.from_config(config.checkpoint, scores=scores, pinned=lambda: copies.pending, resumed_from=resumed_from),
+        show_life=site.watch.beat_again,
     )
 
 

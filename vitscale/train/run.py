@@ -1,15 +1,14 @@
 """Run: everything a training run holds while it runs, and the few actions of the loop that touch more than one of them."""
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from vitscale.checkpoint.layout import step_folder
 from vitscale.checkpoint.saver import CheckpointSaver, SaveOutcome
-from vitscale.config import CheckpointError, CorruptionError, DataError, UserError
+from vitscale.config import CheckpointError, CorruptionError, DataError, StopRequested, UserError
 from vitscale.data.loader import TrainLoader
 from vitscale.data.types import Batch, LostSample
 from vitscale.dist.agreement import jointly, on_main
@@ -18,7 +17,9 @@ from vitscale.engine.engine import Engine
 from vitscale.plan.plan import Plan
 from vitscale.run_config import RunConfig, dump_run_config
 from vitscale.train.copies import Copies
+from vitscale.train.evaluation_run import run_evaluation
 from vitscale.train.evaluations import Evaluation
+from vitscale.train.faults import FaultHook
 from vitscale.train.goodput import TimeLedger
 from vitscale.train.guards import StopRequest, Verdict
 from vitscale.train.losses import LossLedger
@@ -79,6 +80,7 @@ class Run:
     stop: StopRequest
     ledger: TimeLedger
     watch: Watch
+    faults: FaultHook | None = None
 
     @property
     def num_steps(self) -> int:
@@ -98,17 +100,41 @@ class Run:
         return [evaluation for evaluation in self.due_evaluations(self.start.step) if evaluation.name not in done]
 
     def evaluate(self, evaluation: Evaluation, state: TrainState) -> None:
-        """Run one evaluation and report it. All ranks. A save that is under way is committed meanwhile."""
+        """Run one evaluation and report it. All ranks. A save that is under way is committed meanwhile.
 
-        def predict(batch: Batch) -> Tensor:
+        Raises on all ranks alike: what any of them raises, and `StopRequested` where somebody asks for a stop in the middle of it,
+        with everything saved: the next start makes up for it.
+        """
+        parts_written = 0
+
+        def vote(failed: bool) -> Verdict:
+            nonlocal parts_written
             self.watch.beat("evaluate", state.step)
-            self.tell_saves(self.saver.poll(parts_written=self.stop.least(self.saver.parts_written)))
-            return self.engine.predict(batch)
+            ended = self.saver.poll(parts_written=parts_written)
+            # Before the ballot: what goes wrong here, on rank 0, is then heard by the others.
+            with contextlib.suppress(UserError) if failed else contextlib.nullcontext():
+                self.tell_saves(ended)
+            outcome = self.stop.vote(None, failed=failed, parts_written=self.saver.parts_written)
+            parts_written = outcome.parts_written
+            return outcome.verdict
 
         self.watch.beat("evaluate", state.step)
         with self.ledger.spent("evaluation"), self.engine.weights(evaluation.weights):
-            values = evaluation.evaluator.run(predict)
-        self.reporter.evaluation(evaluation.name, state, values)
+            found = run_evaluation(evaluation, vote=vote, predict=self.engine.predict)
+        jointly(found.raise_error)
+        if found.values is None:
+            self._save_before_stop(state)
+            raise StopRequested(self.stopped_message(state))
+        self.reporter.evaluation(evaluation.name, state, found.values)
+
+    def _save_before_stop(self, state: TrainState) -> None:
+        """See that there is a checkpoint of this step. All ranks."""
+        self.finish_saves(state)
+        if state.step == self.start.step or on_main(lambda: self.reporter.last_saved == state.step):
+            return
+        if self.is_comparison_due(state.step, save=True):
+            self.compare_replicas(state)
+        self.save(state, last=True)
 
     def fetch(self, state: TrainState) -> "Fetched":
         """This rank's part of the global batch after `state`, if one is left; what had to be replaced in it is in the ledger
@@ -127,6 +153,8 @@ class Run:
 
     def vote(self, state: TrainState, *, failed: bool) -> Verdict:
         """What all ranks do after this step; what all have written of a save is committed."""
+        if self.faults is not None:
+            self.faults.after_step(state.step)
         self.watch.beat("vote", state.step)
         outcome = self.stop.vote(state.step, failed=failed, parts_written=self.saver.parts_written)
         with self.ledger.spent("checkpoint"):
@@ -145,7 +173,7 @@ class Run:
         data = self.check_losses(state, own_seconds=own)
         fatal = self.reporter.skipped(summary)
         if fatal is not None:
-            self.finish_saves()
+            self.finish_saves(state)
             self.reporter.fail(fatal)
         self.reporter.steps(state, summary, lr=lr, images_per_step=self.plan.global_batch, data=data)
 
@@ -162,7 +190,7 @@ class Run:
             max_fraction=self.config.data.max_lost_fraction, samples=state.samples, epoch_samples=self.epoch_samples
         )
         if too_many is not None:
-            self.finish_saves()
+            self.finish_saves(state)
             on_main(self.losses.forget_unsaved)
             raise DataError(too_many)
         totals = Counter[str]()
@@ -228,8 +256,9 @@ class Run:
         if any(outcome.error is not None for outcome in ended):  # all ranks know these
             on_main(self.check_owner)
 
-    def finish_saves(self) -> None:
-        """Wait for the save that is under way: what is saved already shall not be lost with what comes next. All ranks."""
+    def finish_saves(self, state: TrainState) -> None:
+        """Wait for the save that is under way: what is saved already shall not be lost with the end that follows. All ranks."""
+        self.watch.beat("end", state.step)
         self.tell_saves(self.saver.finish())
 
     def tell_saves(self, ended: Sequence[SaveOutcome]) -> None:
@@ -252,7 +281,7 @@ class Run:
             found = self.engine.compare_replicas()
         if not found.differences:
             return
-        self.finish_saves()
+        self.finish_saves(state)
         message = (
             f"step {state.step}: silent corruption: {found}. Nothing of this step or later is kept; the newest good checkpoint is"
             f" {self.reporter.newest_checkpoint()}, from which the same command goes on. Have the memory and the device of the named"

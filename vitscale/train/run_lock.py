@@ -27,11 +27,12 @@ class Launch:
     """A command that may start several groups of processes one after the other, for example after one of them has died.
 
     Of one launch, a later attempt takes the run directory over from an earlier one, which may be alive on a machine that
-    nobody reaches any more.
+    nobody reaches any more. A launch that `rehearses_faults` may ask its processes for some; see `vitscale.train.faults`.
     """
 
     id: str
     attempt: int
+    rehearses_faults: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
