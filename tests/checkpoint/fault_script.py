@@ -16,7 +16,7 @@ _SHAPES: dict[str, tuple[int, ...]] = {"a": (100, 1000)}  # 400 kB a checkpoint
 
 
 def main() -> None:
-    secrets.token_hex = lambda nbytes=None: "a1"  # the folder whose system calls fail is named beforehand
+    secrets.token_hex = lambda _=None: "a1"  # the folder whose system calls fail is named beforehand
     folder, last_step = Path(sys.argv[1]), int(sys.argv[2])
     store = FakeStore(make_tensors(seed=1, shapes=_SHAPES, kinds=("weight",)), rank=0, world_size=1, zero_stage=1)
     saver = open_saver(store, folder=folder)

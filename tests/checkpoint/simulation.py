@@ -166,6 +166,9 @@ def open_saver(
     in_background: bool = True,
     check_owner: Callable[[], None] = lambda: None,
     retention: Retention | None = None,
+    show_life: Callable[[], None] = lambda: None,
 ) -> CheckpointSaver:
     """A saver that keeps everything and has no rival, unless told otherwise."""
-    return CheckpointSaver(store, folder=folder, in_background=in_background, check_owner=check_owner, retention=retention)
+    return CheckpointSaver(
+        store, folder=folder, in_background=in_background, check_owner=check_owner, retention=retention, show_life=show_life
+    )

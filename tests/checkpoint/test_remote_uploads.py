@@ -172,6 +172,19 @@ def test_what_is_late_at_the_end_is_told_and_given_up(uploads: BackgroundUploads
     assert remote.started == ["step-00000001"]
 
 
+def test_a_long_wait_at_the_end_is_no_hang(uploads: BackgroundUploads, remote: FakeRemote, tmp_path: Path) -> None:
+    _start(uploads, tmp_path, 1)
+    shown: list[int] = []
+
+    def show_life() -> None:
+        shown.append(1)
+        if len(shown) == 2:
+            remote.let(1)
+
+    assert _told(uploads.finish(timeout_seconds=SECONDS, show_life=show_life)) == [(1, None, False)]
+    assert len(shown) >= 2
+
+
 def test_with_a_real_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with faulty_store() as proxy:
         address = fresh_address(proxy, monkeypatch=monkeypatch, name="uploads")

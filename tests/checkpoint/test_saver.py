@@ -18,6 +18,7 @@ from tests.checkpoint.faults import in_child, killed_at, survived
 from tests.checkpoint.simulation import FakeStore, SimulatedRanks, Tensors, make_tensors, open_saver, save_as
 from tests.launcher import run_ranks
 from vitscale.checkpoint import commit, fragment_file
+from vitscale.checkpoint import saver as saver_module
 from vitscale.checkpoint.discover import find_newest, verify
 from vitscale.checkpoint.fragments import Fragment
 from vitscale.checkpoint.manifest import FileEntry
@@ -230,6 +231,35 @@ def test_a_save_waits_for_the_one_before_and_says_how_long(tmp_path: Path) -> No
     assert second.seconds >= 0.75 * waited
     assert second.stall_seconds >= 0.75 * waited
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
+
+
+@in_both_ways
+def test_a_long_write_shows_life_as_long_as_it_goes_on(tmp_path: Path, in_background: bool) -> None:
+    """A watchdog must tell a slow disk from a dead one: each look that finds more of the file is a sign, others are none."""
+    shown = threading.Semaphore(0)
+    chunks = fragment_file._chunks
+
+    def slow(fragments: list[Fragment]) -> Iterator[memoryview]:
+        for number, chunk in enumerate(chunks(fragments)):
+            if number in (1, 2):
+                assert shown.acquire(timeout=20), "the file has grown, and nobody was told"
+            if number == 2:
+                time.sleep(0.1)
+                assert not shown.acquire(blocking=False), "it has not grown any more"
+            yield chunk
+
+    grown = mock.patch.object(fragment_file, "DurableStream", _Unbuffered)
+    with mock.patch.object(fragment_file, "_chunks", slow), mock.patch.object(saver_module, "_LOOK_SECONDS", 0.005), grown:
+        (outcomes,) = _Train(tmp_path, in_background=in_background, show_life=shown.release).run(
+            lambda rank: rank.begin(1) + rank.saver.finish()
+        )
+    assert [outcome.error for outcome in outcomes] == [None]
+
+
+class _Unbuffered(fragment_file.DurableStream):
+    def write(self, data: bytes | memoryview) -> None:
+        super().write(data)
+        self._file.flush()
 
 
 def test_memory_is_used_again_for_the_next_save(tmp_path: Path) -> None:

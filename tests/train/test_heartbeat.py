@@ -30,6 +30,14 @@ def test_only_a_change_of_phase_or_step_is_a_move() -> None:
     assert (shown(heartbeat).beats, shown(heartbeat).moves) == (7, 4)
 
 
+def test_what_takes_long_may_be_shown_again() -> None:
+    heartbeat = Heartbeat()
+    heartbeat.beat("end", 5)
+    heartbeat.beat_again()
+    signs = shown(heartbeat)
+    assert (signs.beats, signs.moves, signs.phase, signs.step) == (3, 2, "end", 5)
+
+
 def test_the_steps_of_this_process_are_counted_from_the_first_phase_after_the_start() -> None:
     heartbeat = Heartbeat()
     heartbeat.beat("start", 0)

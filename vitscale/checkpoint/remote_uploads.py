@@ -1,8 +1,10 @@
 """Uploads behind a run's back: one thread that copies committed checkpoints to the object store while training goes on."""
 
 import logging
+import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,15 +80,20 @@ class BackgroundUploads:
             outcomes, self._outcomes = self._outcomes, []
             return outcomes
 
-    def finish(self, *, timeout_seconds: float | None = None) -> list[UploadOutcome]:
+    def finish(self, *, timeout_seconds: float | None = None, show_life: Callable[[], None] = lambda: None) -> list[UploadOutcome]:
         """Wait until nothing is left to upload, failed ones tried once more, and return the outcomes since the last call.
 
-        What is not done after `timeout_seconds` is an outcome with an error; the next start of the run goes on with it.
+        What is not done after `timeout_seconds` is an outcome with an error; the next start of the run goes on with it. `show_life` is
+        called every second: a store that does not answer is given up by the upload itself.
         """
         with self._changed:
             self._retry_failed()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._waiting and self._current is None, timeout=timeout_seconds)
+            deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+            while (left_seconds := deadline - time.monotonic()) > 0:
+                if self._changed.wait_for(lambda: not self._waiting and self._current is None, timeout=min(1.0, left_seconds)):
+                    break
+                show_life()
             left = sorted({*self._waiting, *(() if self._current is None else (self._current,))})
             late = [UploadOutcome(step=step, error=_late(step, root=self._remote.root)) for step in left]
         return [*self.poll(), *late]

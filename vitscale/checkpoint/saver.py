@@ -5,9 +5,10 @@ are on disk, the ranks learn from the vote they take after each step anyway, so 
 own. Then rank 0's thread commits, and deletes what is no longer kept.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from vitscale.checkpoint.commit import SaveContent, commit, discard, encode_stat
 from vitscale.checkpoint.durable import disk_errors
 from vitscale.checkpoint.fragments import ShardStore
 from vitscale.checkpoint.host_copy import HostCopy, live_values, size_in_bytes
-from vitscale.checkpoint.layout import list_step_folders, save_folder
+from vitscale.checkpoint.layout import list_step_folders, rank_file, save_folder
 from vitscale.checkpoint.manifest import FileEntry
 from vitscale.checkpoint.writer_thread import WriterThread
 from vitscale.config import CheckpointError
@@ -26,6 +27,7 @@ from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import current_ranks
 
 _CLOSING_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 
 
 class Retention(Protocol):
@@ -87,16 +89,25 @@ class CheckpointSaver:
     `in_background` keeps a copy of this rank's state in host memory and returns to training as soon as that is filled; else
     `begin` returns when the checkpoint is committed, and no copy is made. `check_owner` raises `CheckpointError` when the run
     directory has another owner by now. Without `retention` nothing is ever deleted. A save that fails leaves the older
-    checkpoints as they were and is told in its `SaveOutcome`; only our own mistakes raise.
+    checkpoints as they were and is told in its `SaveOutcome`; only our own mistakes raise. While training waits for this rank's part
+    to be written, `show_life` is called whenever more of it has been.
     """
 
     def __init__(
-        self, store: ShardStore, *, folder: Path, in_background: bool, check_owner: Callable[[], None], retention: Retention | None
+        self,
+        store: ShardStore,
+        *,
+        folder: Path,
+        in_background: bool,
+        check_owner: Callable[[], None],
+        retention: Retention | None,
+        show_life: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._folder = folder
         self._check_owner = check_owner
         self._retention = retention
+        self._show_life = show_life
         self._host_copy = HostCopy(store.owned()) if in_background else None
         self._writer = WriterThread(name="checkpoint writer")
         self._in_flight: _Save | None = None
@@ -205,18 +216,19 @@ class CheckpointSaver:
         if not save.is_gathered:
             self._gather(save)
 
-        def wait() -> list[dict[str, Any]]:
+        def wait_for_outcome() -> list[dict[str, Any]]:
             assert save.outcome is not None
             save.outcome.exception()
             save.stall_seconds += time.perf_counter() - started
             return [] if save.is_told else [asdict(self._told(save))]
 
-        ended = on_main(wait)
+        ended = on_main(wait_for_outcome)
         self._in_flight = None
         return [SaveOutcome(**outcome | {"deleted": tuple(outcome["deleted"])}) for outcome in ended]
 
     def _gather(self, save: _Save) -> None:
         """Tell all ranks of each other's parts, and let rank 0 end the save. Collective; waits for this rank's part."""
+        self._wait_for_part(save)
         error = save.part.exception()
         mine = {"entry": save.part.result().model_dump()} if error is None else {"error": str(error)}
         parts = gather_json(mine)
@@ -225,6 +237,16 @@ class CheckpointSaver:
             raise error
         if current_ranks().is_main:
             save.outcome = self._writer.submit(partial(self._conclude, save, parts))
+
+    def _wait_for_part(self, save: _Save) -> None:
+        path = save.partial / rank_file(current_ranks().rank)
+        size = size_before = -1
+        while wait([save.part], timeout=_LOOK_SECONDS).not_done:
+            with contextlib.suppress(OSError):  # not there yet, or any more
+                size = path.stat().st_size
+            if size != size_before:
+                self._show_life()
+            size_before = size
 
     def _conclude(self, save: _Save, parts: list[dict[str, Any]]) -> SaveOutcome:
         """Commit the save where every rank has written its part, else remove it. In rank 0's thread."""

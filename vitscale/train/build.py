@@ -159,8 +159,7 @@ def _build(
     stack.callback(sample_log.close)
     reporter = _reporter(config, plan=plan, site=site, start=start, data=data, engine=engine, ledger=ledger)
     stack.callback(reporter.close)
-    scores, show_life = partial(_scores, config, directory), site.watch.beat_again
-    copies = stack.enter_context(Copies(remote, config=config, scores=scores, event=reporter.event, show_life=show_life))
+    copies = stack.enter_context(_copies(remote, config=config, site=site, reporter=reporter))
     resumed_from = start.step if decision.checkpoint is not None else None
     saver = jointly(lambda: _saver(config, plan=plan, site=site, engine=engine, copies=copies, resumed_from=resumed_from))
     stack.callback(saver.close)
@@ -347,6 +346,11 @@ def _scores(config: RunConfig, directory: RunDirectory) -> Mapping[int, float]:
     """What the best checkpoints are chosen by: step to figure."""
     best = config.checkpoint.keep_best
     return {} if best is None else read_scores(directory.metrics, metric=best.metric)
+
+
+def _copies(remote: RemoteCheckpoints | None, *, config: RunConfig, site: _Site, reporter: Reporter) -> Copies:
+    scores = partial(_scores, config, site.directory)
+    return Copies(remote, config=config, scores=scores, event=reporter.event, show_life=site.watch.beat_again)
 
 
 def _saver(config: RunConfig, *, plan: Plan, site: _Site, engine: Engine, copies: Copies, resumed_from: int | None) -> CheckpointSaver:

@@ -32,13 +32,23 @@ def open_remote(config: RunConfig, *, check_owner: Callable[[], None]) -> Remote
 class Copies:
     """Uploads of a run. Without `remote`, as on all ranks but 0, every method does nothing.
 
-    Leaving it as a context waits for the uploads at the end of a run, and no longer than `STOP_SECONDS` after a stop or an error.
+    Leaving it as a context waits for the uploads at the end of a run, and no longer than `STOP_SECONDS` after a stop or an error;
+    `show_life` is called while it waits.
     """
 
-    def __init__(self, remote: RemoteCheckpoints | None, *, config: RunConfig, scores: Scores, event: EventSink) -> None:
+    def __init__(
+        self,
+        remote: RemoteCheckpoints | None,
+        *,
+        config: RunConfig,
+        scores: Scores,
+        event: EventSink,
+        show_life: Callable[[], None] = lambda: None,
+    ) -> None:
         policy = RetentionPolicy.from_config(config.checkpoint, scores=scores)
         self._uploads = None if remote is None else BackgroundUploads(remote, policy=policy)
         self._event = event
+        self._show_life = show_life
         self._num_failed = 0
 
     @property
@@ -58,7 +68,9 @@ class Copies:
 
     def finish(self, *, timeout_seconds: float | None) -> None:
         """Wait for the uploads, and report them and those that are late."""
-        for outcome in self._uploads.finish(timeout_seconds=timeout_seconds) if self._uploads is not None else []:
+        if self._uploads is None:
+            return
+        for outcome in self._uploads.finish(timeout_seconds=timeout_seconds, show_life=self._show_life):
             self._tell(outcome)
 
     def __enter__(self) -> Self:

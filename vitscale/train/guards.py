@@ -58,10 +58,11 @@ class StopRequest:
         """Whether the step given beforehand is done."""
         return self._stop_at_step is not None and step >= self._stop_at_step
 
-    def vote(self, step: int, *, failed: bool, parts_written: int = 0) -> Outcome:
-        """What all ranks do after this step; `failed` says that this one cannot go on, `parts_written` counts the saves of which
-        it has written its part. All ranks must call this once per step."""
-        asked = self.is_reached(step) or self._asked.is_set() or any(source() for source in self._sources)
+    def vote(self, step: int | None, *, failed: bool, parts_written: int = 0) -> Outcome:
+        """What all ranks do after this step, or None: within the evaluation that follows it, where a step given beforehand no longer
+        counts; `failed` says that this one cannot go on, `parts_written` counts the saves of which
+        it has written its part. All ranks must call this alike."""
+        asked = (step is not None and self.is_reached(step)) or self._asked.is_set() or any(source() for source in self._sources)
         mine = Verdict.FAIL if failed else Verdict.STOP if asked else Verdict.GO_ON
         # One reduction for both: the gravest verdict, and through its sign the least number of parts.
         ballot = torch.tensor([int(mine), -parts_written])
@@ -69,13 +70,6 @@ class StopRequest:
             dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._group)
         verdict, fewest = ballot.tolist()
         return Outcome(verdict=Verdict(verdict), parts_written=-fewest)
-
-    def least(self, value: int) -> int:
-        """The smallest of what the ranks give. All ranks must call this."""
-        smallest = torch.tensor(value)
-        if self._group is not None:
-            dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self._group)
-        return int(smallest.item())
 
     def close(self) -> None:
         """Give the signals back."""

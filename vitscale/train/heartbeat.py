@@ -67,6 +67,10 @@ class Heartbeat:
         first = step if self._first_step is None else self._first_step
         _BEAT.pack_into(self._memory, 0, beats, self._moves, _NUMBER[phase], step, first, self._collectives_before, beats)
 
+    def beat_again(self) -> None:
+        """Show that this rank is still at it."""
+        self.beat(self._phase, self._step)
+
     def enter_collective(self) -> None:
         """Show that this rank waits for others from now on."""
         self._collectives += 1

@@ -44,6 +44,8 @@ class Reporter:
         self._max_skipped_steps = max_skipped_steps
         self._skipped_in_a_row = 0
         self._failed_saves = 0
+        self.last_saved: int | None = None
+        """The newest step that this attempt has committed; on rank 0."""
         self._ledger = ledger
         self._shares = shares
         self.last_values = dict(known_values)
@@ -89,6 +91,7 @@ class Reporter:
             self._failed_saves += 1
             self.event("save_failed", step=outcome.step, message=outcome.error, failed_saves=self._failed_saves)
             return
+        self.last_saved = outcome.step
         stall = f"; training stood still for {outcome.stall_seconds:.2f} s of it" if outcome.stall_seconds < 0.9 * outcome.seconds else ""
         self.event(
             "checkpoint",

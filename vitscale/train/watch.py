@@ -42,6 +42,10 @@ class Watch:
         """Show that this rank is about to do `phase` after `step` steps; see `Heartbeat.beat`."""
         self.heartbeat.beat(phase, step)
 
+    def beat_again(self) -> None:
+        """Show that this rank is still at what it was about to do, which takes long."""
+        self.heartbeat.beat_again()
+
     def collective_seconds(self) -> float:
         """How long this process has waited for other ranks so far."""
         return self.collectives.seconds
