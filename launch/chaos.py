@@ -1,6 +1,5 @@
 """`vitscale-launch chaos`: a run that is trained as always, while another thread does faults to it."""
 
-import shutil
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Self
 
 from vitscale.run_config import RunConfig
 from vitscale.train.events_file import read_events
+from vitscale.train.faults import forget_requests
 from vitscale.train.goodput_report import read_goodput
 
 from .chaos_faults import FaultNotDone, Faults, Injection, RemoteSignals, read_state
@@ -72,8 +72,7 @@ class Chaos:
         self._thread = threading.Thread(target=self._work, name="chaos")
 
     def __enter__(self) -> Self:
-        # What an earlier rehearsal asked for and did not get is not for this one.
-        shutil.rmtree(self._run_dir / "chaos", ignore_errors=True)
+        forget_requests(self._run_dir)  # of an earlier rehearsal that was killed
         self._num_events = len(_events(self._run_dir))
         self._thread.start()
         return self
@@ -83,6 +82,7 @@ class Chaos:
         self._thread.join()
         if self._signals is not None:
             self._signals.close()
+        forget_requests(self._run_dir)
 
     def _work(self) -> None:
         for fault in self._plan.faults():

@@ -22,8 +22,9 @@ from .chaos_plan import ChaosPlan, Fault, FaultKind
 from .remote import ClusterProcess, Connection
 
 _SIGNALS = {FaultKind.KILL: signal.SIGKILL, FaultKind.STOP: signal.SIGSTOP}
-_LEFT_FREE_BYTES = 8 * 2**20
+_LEFT_FREE_BYTES = 2**20
 """The logs need some: a run that cannot write its ledger ends, with or without a rehearsal."""
+_SMALLEST_PART_BYTES = 2**16
 _SECONDS_FOR_RECEIPT = 60.0
 
 
@@ -137,21 +138,21 @@ def read_state(run_dir: Path, rank: int) -> RankState | None:
 
 
 @contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[int]:
-    """Leave almost nothing free on the file system of `folder`; yields the bytes taken. The file that takes them has no name, so
+def full_disk(folder: Path, *, left_bytes: int = _LEFT_FREE_BYTES) -> Iterator[int]:
+    """Leave so much and no more free on the file system of `folder`; yields the bytes taken. The file that takes them has no name, so
     it is gone with this process however that ends. Raises `FaultNotDone`."""
     try:
         ballast = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     except OSError as error:
         raise FaultNotDone(f"the disk of {folder} cannot be filled: {error.strerror}") from None
     with ballast:
-        yield _fill(ballast, folder)
+        yield _fill(ballast, folder, left_bytes=left_bytes)
 
 
-def _fill(ballast: IO[bytes], folder: Path) -> int:
+def _fill(ballast: IO[bytes], folder: Path, *, left_bytes: int) -> int:
     filled, part = 0, shutil.disk_usage(folder).free
-    while part >= 2**20:
-        part = min(part, shutil.disk_usage(folder).free - _LEFT_FREE_BYTES)
+    while part >= _SMALLEST_PART_BYTES:
+        part = min(part, shutil.disk_usage(folder).free - left_bytes)
         if part <= 0:
             break
         try:

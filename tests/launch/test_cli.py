@@ -24,6 +24,11 @@ OPTIONS = {
         *("--workers", "--min-workers", "--address", "--wait-for-cluster", "--max-restarts", "--refill-steps"),
         *("--allow-change", "--stop-at", "--dry-run", "--debug"),
     },
+    "chaos": {
+        *("--fault", "--every", "--rank", "--seed", "--count", "--for", "--factor", "--interface", "--yes"),
+        *("--workers", "--min-workers", "--address", "--wait-for-cluster", "--max-restarts", "--refill-steps"),
+        *("--allow-change", "--dry-run", "--debug"),
+    },
     "tune": {"--address", "--dry-run", "--debug"},
     "pack": {"--workers", "--address", "--dry-run", "--debug", *PACK_OPTIONS},
 }
@@ -43,7 +48,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["tune"], ["pack"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["chaos"], ["tune"], ["pack"]])
 def test_help_explains_with_examples(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0
@@ -66,6 +71,31 @@ def test_a_dry_run_prints_configuration_and_plan(config: str, tmp_path: Path) ->
     assert "lr: 0.125" in result.output
     assert "2 ranks x 8 images" in result.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_rehearsal_prints_the_faults_in_order(config: str, tmp_path: Path) -> None:
+    arguments = ["chaos", config, "--workers", "2", "--fault", "kill", "--fault", "nan", "--every", "60", "--count", "4", "--dry-run"]
+    results = [CliRunner().invoke(app, arguments) for _ in range(2)]
+    assert [result.exit_code for result in results] == [0, 0]
+    assert results[0].output == results[1].output
+    assert results[0].output.count("kill on rank") == results[0].output.count("nan on rank") == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--fault: say which"),
+        (["--fault", "rain"], "rain"),
+        (["--fault", "kill", "--rank", "1"], "--rank 1: there are 1 workers"),
+        (["--fault", "network"], "--interface NAME"),
+    ],
+)
+def test_a_rehearsal_that_cannot_be_is_refused(config: str, arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["chaos", config, *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(

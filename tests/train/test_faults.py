@@ -11,7 +11,7 @@ import pytest
 from tests.train.tiny_run import pack_tiny, read_lines, tiny_config
 from vitscale import api
 from vitscale.train import faults
-from vitscale.train.faults import FaultHook, FaultReceipt, FaultRequest, read_receipt, request_fault
+from vitscale.train.faults import FaultHook, FaultReceipt, FaultRequest, forget_requests, read_receipt, request_fault
 from vitscale.train.run_lock import Launch
 
 
@@ -97,6 +97,20 @@ def test_what_is_no_request_is_passed_over(tmp_path: Path, clock: Clock, text: s
     FaultHook(tmp_path, rank=0, engine=engine, clock=clock).after_step(1)
     assert engine.done == []
     assert read_receipt(tmp_path, rank=0) is None
+
+
+def test_requests_and_receipts_are_forgotten(tmp_path: Path, clock: Clock) -> None:
+    engine = Engine()
+    hook = FaultHook(tmp_path, rank=0, engine=engine, clock=clock)
+    request_fault(tmp_path, FaultRequest(id="a", kind="nan"), rank=0)
+    hook.after_step(1)
+    request_fault(tmp_path, FaultRequest(id="b", kind="nan"), rank=0)
+    forget_requests(tmp_path)
+    clock.now += 1.0
+    hook.after_step(2)
+    assert engine.done == ["nan"]
+    assert read_receipt(tmp_path, rank=0) is None
+    forget_requests(tmp_path)
 
 
 def test_a_hang_holds_the_interpreter() -> None:

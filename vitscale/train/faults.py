@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ def read_receipt(run_dir: Path, *, rank: int) -> FaultReceipt | None:
         return FaultReceipt(**json.loads(_receipt_path(run_dir, rank).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def forget_requests(run_dir: Path) -> None:
+    """Remove all requests and receipts."""
+    shutil.rmtree(run_dir / _FOLDER, ignore_errors=True)
 
 
 class Breakable(Protocol):

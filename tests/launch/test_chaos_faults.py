@@ -1,0 +1,202 @@
+"""How faults are done: to a process by the pid that its watchdog publishes, to a rank by request, to a disk by a nameless file."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from vitscale.train.faults import FaultHook
+from vitscale.train.hang_rules import RankState
+from vitscale_launch import chaos_faults
+from vitscale_launch.chaos_faults import FaultNotDone, Faults, Injection, dead_link, full_disk
+from vitscale_launch.chaos_plan import ChaosPlan, Fault, FaultKind
+
+PLAN = ChaosPlan(kinds=(FaultKind.KILL,), every_seconds=1.0, num_workers=2, seconds=0.2, factor=10.0)
+
+
+def fault(kind: FaultKind, rank: int = 1) -> Fault:
+    return Fault(kind=kind, rank=rank, pause_seconds=0.0)
+
+
+def do(run_dir: Path, kind: FaultKind, *, plan: ChaosPlan = PLAN) -> Injection:
+    told: list[Injection] = []
+    over = threading.Event()
+    Faults(run_dir=run_dir, plan=plan, wait=over.wait).do(fault(kind), tell=told.append)
+    (injection,) = told
+    return injection
+
+
+def publish(run_dir: Path, pid: int, *, host: str = os.uname().nodename) -> None:
+    (run_dir / "heartbeats").mkdir(exist_ok=True)
+    state = RankState(attempt="a", rank=1, host=host, pid=pid)
+    (run_dir / "heartbeats" / "rank-00001.json").write_text(json.dumps(asdict(state)).ljust(1023) + "\n")
+
+
+@pytest.mark.parametrize(("kind", "state"), [(FaultKind.KILL, "Z"), (FaultKind.STOP, "T")])
+def test_a_signal_reaches_the_ranks_process(tmp_path: Path, kind: FaultKind, state: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; print(); time.sleep(60)"], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            publish(tmp_path, process.pid)
+            (tmp_path / "metrics.jsonl").write_text('{"step": 12}\n')
+            injection = do(tmp_path, kind)
+            assert (injection.kind, injection.rank, injection.step) == (kind, 1, 12)
+            assert abs(injection.time - time.time()) < 10
+            deadline = time.monotonic() + 10
+            while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != state:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def test_a_rank_without_a_sign_of_life_or_a_process_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FaultNotDone, match="no sign of life"):
+        do(tmp_path, FaultKind.KILL)
+    publish(tmp_path, 2**22 + 1)
+    with pytest.raises(FaultNotDone, match="cannot be signalled: No such process"):
+        do(tmp_path, FaultKind.KILL)
+
+
+def test_a_process_of_another_machine_is_reached_through_ray(tmp_path: Path) -> None:
+    sent: list[tuple[int, int, str]] = []
+
+    class Signals:
+        def send(self, number: int, *, pid: int, host: str) -> None:
+            sent.append((number, pid, host))
+
+    publish(tmp_path, 77, host="elsewhere")
+    Faults(run_dir=tmp_path, plan=PLAN, wait=lambda _: False, signals=Signals()).do(fault(FaultKind.STOP), tell=lambda _: None)  # type: ignore[arg-type]
+    assert sent == [(signal.SIGSTOP, 77, "elsewhere")]
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def flip_weight_bit(self) -> str:
+        self.done.append("bit-flip")
+        return ""
+
+    def poison_next_gradient(self) -> None:
+        self.done.append("nan")
+
+
+@pytest.mark.parametrize("kind", [FaultKind.NAN, FaultKind.BIT_FLIP])
+def test_a_rank_is_asked_and_answers_with_its_step(tmp_path: Path, kind: FaultKind) -> None:
+    engine, over = Engine(), threading.Event()
+    hook = FaultHook(tmp_path, rank=1, engine=engine)
+
+    def train() -> None:
+        step = 30
+        while not over.wait(0.05):
+            step += 1
+            hook.after_step(step)
+
+    rank = threading.Thread(target=train)
+    rank.start()
+    try:
+        injection = do(tmp_path, kind)
+    finally:
+        over.set()
+        rank.join()
+    assert engine.done == [kind]
+    assert injection.step > 30
+
+
+def test_a_rank_that_never_looks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos_faults, "_SECONDS_FOR_RECEIPT", 0.3)
+    with pytest.raises(FaultNotDone, match="has not looked"):
+        do(tmp_path, FaultKind.NAN)
+    with pytest.raises(FaultNotDone, match="the run ended"):
+        Faults(run_dir=tmp_path, plan=PLAN, wait=lambda _: True).do(fault(FaultKind.NAN), tell=lambda _: None)
+
+
+def in_tmpfs(folder: Path, program: str) -> str:
+    """Run a Python program with a tmpfs of 64 MiB, which only it sees, over `folder`."""
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs "$0" && exec "$@"', str(folder)]
+    done = subprocess.run([*mounted, sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="needs the right to mount a file system")
+def test_a_full_disk_is_full_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = """
+import os, shutil, sys
+from pathlib import Path
+from vitscale_launch.chaos_faults import full_disk
+folder = Path(sys.argv[1])
+before = shutil.disk_usage(folder).free
+with full_disk(folder) as taken:
+    free = shutil.disk_usage(folder).free
+    assert 2**20 - 2**17 <= free <= 2**20 + 2**17 and taken == before - free, (before, free, taken)
+    assert not any(path.stat().st_size for path in folder.iterdir()), "no name leads to it"
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+assert shutil.disk_usage(folder).free == before
+pid = os.fork()
+if not pid:
+    with full_disk(folder):
+        os.kill(os.getpid(), 9)
+os.waitpid(pid, 0)
+assert shutil.disk_usage(folder).free == before, "the ballast goes with a killed process"
+print("done")
+"""
+    assert in_tmpfs(tmp_path, program) == "done\n"
+
+
+def test_a_folder_that_is_gone_cannot_be_filled(tmp_path: Path) -> None:
+    with pytest.raises(FaultNotDone, match="cannot be filled"), full_disk(tmp_path / "gone"):
+        pass
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None, reason="needs a network of its own")
+def test_a_link_goes_down_and_comes_back_even_when_the_command_is_killed() -> None:
+    program = """
+import os, subprocess, time
+from vitscale_launch.chaos_faults import dead_link
+def is_up():
+    return "UP" in subprocess.run(["ip", "link", "show", "probe"], capture_output=True, text=True).stdout.split(">")[0]
+def wait_for(state):
+    deadline = time.monotonic() + 20
+    while is_up() is not state:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.02)
+subprocess.run(["ip", "link", "add", "probe", "type", "veth", "peer", "name", "other"], check=True)
+subprocess.run(["ip", "link", "set", "probe", "up"], check=True)
+wait_for(True)
+with dead_link("probe", seconds=1.0):
+    wait_for(False)
+assert is_up()
+pid = os.fork()
+if not pid:
+    with dead_link("probe", seconds=1.0):
+        wait_for(False)
+        os.kill(os.getpid(), 9)
+os.waitpid(pid, 0)
+assert not is_up()
+wait_for(True)
+print("done")
+"""
+    done = subprocess.run(["unshare", "-n", sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    if "veth" in done.stderr or "Operation not" in done.stderr:
+        pytest.skip(f"no interface to try it on: {done.stderr.strip().splitlines()[-1]}")
+    assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")
+def test_a_link_that_does_not_go_down_is_told() -> None:
+    with pytest.raises(FaultNotDone, match="cannot be taken down"), dead_link("nosuch0", seconds=0.0):
+        pass
