@@ -263,6 +263,23 @@ def test_a_copy_that_comes_back_changed_is_not_committed(remote: RemoteCheckpoin
     assert sought.messages[1] == f"downloaded step-00000001 from {remote.root}"
 
 
+def test_a_copy_is_looked_at_before_it_is_downloaded(remote: RemoteCheckpoints, tmp_path: Path, proxy: WriteFaultProxy) -> None:
+    (saved,) = _save(tmp_path, 1)
+    remote.upload(saved)
+    asked: list[tuple[str, str]] = []
+
+    def refuse(config_text: str, where: str) -> None:
+        asked.append((config_text, where))
+        raise CheckpointError("of another run")
+
+    with pytest.raises(CheckpointError, match="of another run"):
+        find_newest_or_download(tmp_path / "back", remote=remote, check=refuse)
+    assert asked == [((saved / "config.yaml").read_text(), f"{remote.root}/step-00000001")]
+    assert not (tmp_path / "back").exists()
+    proxy.inject([None, Flip()])
+    assert remote.config_text(1) is None, "a text that is not what was sent is no reason for anything"
+
+
 def test_a_download_that_broke_off_is_gone_on_with(remote: RemoteCheckpoints, tmp_path: Path, proxy: WriteFaultProxy) -> None:
     (saved,) = _save(tmp_path, 1)
     remote.upload(saved)

@@ -84,6 +84,14 @@ def test_what_was_skipped_is_told(tmp_path: Path) -> None:
     assert ledger.events == [("upload_skipped", 5, "step 5 was not copied: newer ones came first", {})]
 
 
+def test_what_a_killed_save_left_under_another_name_is_resumed_from_and_not_copied(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "checkpoint.upload_to=s3://bucket/all")
+    copies = Copies(open_remote(config, check_owner=lambda: None), config=config, scores=dict, event=Ledger())
+    copies.start(tmp_path / "checkpoints" / "step-00000002.replaced")
+    assert copies.pending == frozenset()
+    copies.close()
+
+
 @pytest.mark.parametrize(("error", "timeout_seconds"), [(None, None), (StopRequested, STOP_SECONDS), (KeyError, STOP_SECONDS)])
 def test_the_end_of_a_run_is_waited_for_and_a_stop_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None, timeout_seconds: float | None

@@ -66,6 +66,9 @@ class CopiesIn:
     def find(self) -> RemoteFound:
         return RemoteFound(steps=self.steps, passed_over=("s3://bucket/run/step-00000009: its upload did not finish",))
 
+    def config_text(self, step: int) -> str:
+        return (self.folder / f"step-{step:08d}" / "config.yaml").read_text()
+
     def download(self, step: int, *, folder: Path) -> Path:
         shutil.copytree(self.folder / f"step-{step:08d}", folder / f"step-{step:08d}")
         return folder / f"step-{step:08d}"
@@ -82,6 +85,15 @@ def test_a_newer_copy_is_downloaded_first(finished: Path, tmp_path: Path) -> Non
     assert "downloaded step-00000006 from s3://bucket/run" in decision.messages
     assert "passed over s3://bucket/run/step-00000009: its upload did not finish" in decision.messages
     assert "resuming from step-00000006 (step 6)" in decision.messages
+
+
+def test_a_copy_that_the_configuration_does_not_fit_is_not_downloaded(finished: Path, tmp_path: Path) -> None:
+    config = tiny_config(finished, "optim.lr=0.5")
+    remote: Any = CopiesIn(finished / "runs" / "tiny" / "checkpoints", 6, 4)
+    with pytest.raises(CheckpointError, match=r"s3://bucket/run/step-00000006: .* another configuration") as caught:
+        decide_resume(config, plan=plan_of(config), checkpoints=tmp_path / "checkpoints", allow_change=(), remote=remote)
+    assert "optim.lr: was 0.01, is 0.5" in str(caught.value)
+    assert not (tmp_path / "checkpoints").exists(), "no file of the run is touched"
 
 
 def test_only_damaged_checkpoints_are_not_silently_replaced_by_a_fresh_start(finished: Path, tmp_path: Path) -> None:

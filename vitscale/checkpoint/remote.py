@@ -17,7 +17,7 @@ from pathlib import Path
 from vitscale.checkpoint.commit import put_in_place
 from vitscale.checkpoint.discover import Found, find_newest, hash_file
 from vitscale.checkpoint.durable import create_folder, disk_errors, sync_folder, write_durably
-from vitscale.checkpoint.layout import MANIFEST, list_step_folders, parse_step_folder, step_folder
+from vitscale.checkpoint.layout import CONFIG, MANIFEST, list_step_folders, parse_step_folder, step_folder
 from vitscale.checkpoint.manifest import FileEntry, Manifest, parse_manifest
 from vitscale.checkpoint.retention import RetentionPolicy, format_bytes, free_bytes
 from vitscale.config import CheckpointError, ConfigError, DataError
@@ -125,6 +125,16 @@ class RemoteCheckpoints:
             passed_over=tuple(f"{self.root}/{_folder_name(step)}: {reason}" for step, reason in reasons.items() if reason is not None),
         )
 
+    def config_text(self, step: int) -> str | None:
+        """The configuration of the run that saved the checkpoint of `step`; None where it is not what was sent, as the download will
+        find too. Raises `CheckpointError` when the store does not answer."""
+        name = _folder_name(step)
+        with self._explained(f"the configuration of step {step} could not be read from {self.root}"):
+            manifest = parse_manifest(self._writer.read_file(f"{name}/{MANIFEST}"), where=f"{self.root}/{name}/{MANIFEST}")
+            data = self._writer.read_file(f"{name}/{CONFIG}")
+        known = {entry.name: entry.sha256 for entry in manifest.files}
+        return data.decode() if hashlib.sha256(data).hexdigest() == known.get(CONFIG) else None
+
     def download(self, step: int, *, folder: Path) -> Path:
         """Bring the checkpoint of `step` into the checkpoints directory `folder` and return its path.
 
@@ -230,12 +240,13 @@ class RemoteCheckpoints:
             raise CheckpointError(f"{what}: {error}") from None
 
 
-def find_newest_or_download(folder: Path, *, remote: RemoteCheckpoints | None) -> Sought:
+def find_newest_or_download(folder: Path, *, remote: RemoteCheckpoints | None, check: Callable[[str, str], object] | None = None) -> Sought:
     """The newest whole checkpoint of the checkpoints directory `folder`, downloaded first where the store has a newer one.
 
     A store that does not answer is passed over where there is a local checkpoint: going on from an older step costs time and
     changes nothing of the result. Without one it raises `CheckpointError`, as a download does that fails for another reason
-    than damage. Runs on one rank; the answer is for it to share.
+    than damage. Before a download, `check` is given the configuration of the run that it is of and where that was read; it raises
+    where the checkpoint would be of no use. Runs on one rank; the answer is for it to share.
     """
     found = find_newest(folder)
     if remote is None:
@@ -254,6 +265,9 @@ def find_newest_or_download(folder: Path, *, remote: RemoteCheckpoints | None) -
     for step in listed.steps:
         if local is not None and step <= local.step:
             break
+        config_text = None if check is None else remote.config_text(step)
+        if check is not None and config_text is not None:
+            check(config_text, f"{remote.root}/{_folder_name(step)}")
         try:
             path = remote.download(step, folder=folder)
         except DamagedCopyError as error:

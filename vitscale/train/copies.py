@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from vitscale.checkpoint.layout import parse_step_folder
 from vitscale.checkpoint.remote import RemoteCheckpoints
 from vitscale.checkpoint.remote_uploads import BackgroundUploads, UploadOutcome
 from vitscale.checkpoint.retention import RetentionPolicy, Scores
@@ -57,8 +58,12 @@ class Copies:
         return frozenset() if self._uploads is None else self._uploads.pending
 
     def start(self, path: Path) -> None:
-        """Copy the checkpoint that was committed at `path`, or resumed from, unless it is there."""
-        if self._uploads is not None:
+        """Copy the checkpoint that was committed at `path`, or resumed from, unless it is there.
+
+        Not one that a killed save of its step was about to replace: under its name there may soon be another one.
+        """
+        found = parse_step_folder(path)
+        if self._uploads is not None and found is not None and found.role == "committed":
             self._uploads.start(path)
 
     def tell(self) -> None:

@@ -34,7 +34,11 @@ def decide_resume(
     `allow_change` lists dotted keys, or sections, that may differ. Raises `CheckpointError` naming every other key that
     differs, and when there are checkpoints of which none is whole, since starting over would throw that work away.
     """
-    sought = find_newest_or_download(checkpoints, remote=remote)
+
+    def compare(config_text: str, where: str) -> _Compared:
+        return _compare(config, plan=plan, config_text=config_text, where=where, allow_change=allow_change)
+
+    sought = find_newest_or_download(checkpoints, remote=remote, check=compare)
     found = sought.found
     passed_over = (*sought.messages, *(f"passed over {entry.path.name}: {entry.reason}" for entry in found.passed_over))
     if found.checkpoint is None:
@@ -46,7 +50,28 @@ def decide_resume(
             )
         return ResumeDecision(checkpoint=None, messages=passed_over, lanes=plan.lanes)
     reader = CheckpointReader(found.checkpoint)
-    previous = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(found.checkpoint)), source=str(found.checkpoint))
+    compared = compare(reader.config_text, str(found.checkpoint))
+    accepted = tuple(f"changed on request: {key} from {old!r} to {new!r}" for key, (old, new) in compared.changed.items())
+    origin = f"resuming from {found.checkpoint.name} (step {reader.manifest.step})"
+    return ResumeDecision(
+        checkpoint=str(found.checkpoint),
+        messages=(origin, *passed_over, *accepted),
+        lanes=compared.lanes,
+        changed=tuple(compared.changed),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """What differs from the configuration of a checkpoint, all of it allowed, as (previous, current) value by key."""
+
+    lanes: int | None
+    changed: dict[str, tuple[object, object]]
+
+
+def _compare(config: RunConfig, *, plan: Plan, config_text: str, where: str, allow_change: Collection[str]) -> _Compared:
+    """Raises `CheckpointError` naming every key that differs and may not."""
+    previous = decode(RunConfig, values=parse_yaml(config_text, source=where), source=where)
     lanes = _lanes(previous, config, plan=plan)
     config = resolve(config, plan=with_lanes(plan, lanes=lanes))
     changed = changed_keys(previous, config)
@@ -56,12 +81,10 @@ def decide_resume(
         lines = "".join(f"\n  {key}: was {old!r}, is {new!r}" for key, (old, new) in refused.items())
         flags = " ".join(f"--allow-change {key}" for key in refused)
         raise CheckpointError(
-            f"{found.checkpoint}: this run was trained with another configuration, and going on would not be the run that either"
+            f"{where}: this run was trained with another configuration, and going on would not be the run that either"
             f" YAML describes:{lines}\nGive the run another name (name=...), undo the change, or accept it with {flags}."
         )
-    accepted = tuple(f"changed on request: {key} from {old!r} to {new!r}" for key, (old, new) in changed.items())
-    origin = f"resuming from {found.checkpoint.name} (step {reader.manifest.step})"
-    return ResumeDecision(checkpoint=str(found.checkpoint), messages=(origin, *passed_over, *accepted), lanes=lanes, changed=tuple(changed))
+    return _Compared(lanes=lanes, changed=changed)
 
 
 def _lanes(previous: RunConfig, config: RunConfig, *, plan: Plan) -> int | None:
