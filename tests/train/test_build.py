@@ -91,6 +91,18 @@ def test_a_log_that_cannot_be_written_is_one_too(tmp_path: Path) -> None:
         api.train(config)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_report_that_cannot_be_opened_is_one_too(tmp_path: Path, name: str) -> None:
+    config = tiny_config(tmp_path)
+    config.run_dir.mkdir(parents=True)
+    if name == "tensorboard":
+        (config.run_dir / name).write_text("in the way")
+    else:
+        (config.run_dir / name).symlink_to(tmp_path / "gone" / "metrics.jsonl")
+    with pytest.raises(ConfigError, match=rf"cannot be written: .*{name}"), open_run(config):
+        pass
+
+
 def test_a_moving_average_may_be_added_on_a_resume_and_starts_from_the_weights(tmp_path: Path) -> None:
     plain = stopped(tmp_path, "optim.ema_decay=null")
     averaged = tiny_config(tmp_path, "optim.ema_decay=0.5")

@@ -157,7 +157,7 @@ def _build(
     stack.callback(stop.close)
     sample_log = jointly(lambda: SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None))
     stack.callback(sample_log.close)
-    reporter = _reporter(config, plan=plan, site=site, start=start, data=data, engine=engine, ledger=ledger)
+    reporter = jointly(lambda: _reporter(config, plan=plan, site=site, start=start, data=data, engine=engine, ledger=ledger))
     stack.callback(reporter.close)
     copies = stack.enter_context(_copies(remote, config=config, site=site, reporter=reporter))
     resumed_from = start.step if decision.checkpoint is not None else None
@@ -388,13 +388,11 @@ def _reporter(
     observers: tuple[Observer, ...] = ()
     if is_main:
         num_steps = last_step(start, num_samples=config.train.num_samples, global_batch=plan.global_batch)
-        observers = (
-            ConsoleObserver(num_steps=num_steps, start_step=start.step),
-            JsonLinesObserver(metrics=directory.metrics, events=directory.events),
-            TensorBoardObserver(
-                directory.tensorboard, start_step=start.step, config_text=dump_run_config(config), plan_text=plan.to_json()
-            ),
-        )
+        texts = {"config_text": dump_run_config(config), "plan_text": plan.to_json()}
+        with writing(directory):
+            board = TensorBoardObserver(directory.tensorboard, start_step=start.step, **texts)
+            lines = JsonLinesObserver(metrics=directory.metrics, events=directory.events)
+        observers = (ConsoleObserver(num_steps=num_steps, start_step=start.step), lines, board)
     return Reporter(
         observers,
         is_main=is_main,
