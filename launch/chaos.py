@@ -27,7 +27,6 @@ def rehearse(
     config: RunConfig,
     *,
     plan: ChaosPlan,
-    process: ClusterProcess,
     address: str | None,
     supervision: Supervision,
     allow_change: Collection[str] = (),
@@ -42,7 +41,7 @@ def rehearse(
         with chaos:
             launch_training(
                 config,
-                process=process,
+                process=ClusterProcess(),
                 num_workers=plan.num_workers,
                 address=address,
                 supervision=supervision,

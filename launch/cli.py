@@ -97,23 +97,10 @@ def train(
     step, save and stop (exit code 75); a second signal stops at once.
     """
     with present_errors(debug=debug):
-        from .environment import prepare_environment, ray_address
-
-        address = ray_address(address)
-        prepare_environment(local=address is None)
-        from pathlib import Path
-
-        from vitscale.plan.cluster import detect_cluster
-        from vitscale.plan.describe import describe_run
-        from vitscale.plan.plan import make_plan
-        from vitscale.run_config import load_run_config
-
-        run_config = load_run_config(Path(config), overrides=overrides or [])
-        if dry_run or address is None:
-            # What does not fit is refused before Ray is started. Another cluster's machines are not known here.
-            made = make_plan(run_config, cluster=detect_cluster(device=run_config.parallel.device, world_size=workers))
+        address = _prepare_ray(address)
+        run_config, shown = _load_run(config, overrides=overrides or [], workers=workers, plans=dry_run or address is None)
         if dry_run:
-            sys.stdout.write(describe_run(run_config, plan=made))
+            sys.stdout.write(shown)
             return
         from .launcher import Supervision, launch_training
         from .remote import ClusterProcess
@@ -164,20 +151,10 @@ def chaos(
     faults are and what the run makes of them: docs/faults.md.
     """
     with present_errors(debug=debug):
-        from .environment import prepare_environment, ray_address
-
-        address = ray_address(address)
-        prepare_environment(local=address is None)
-        from pathlib import Path
-
-        from vitscale.plan.cluster import detect_cluster
-        from vitscale.plan.describe import describe_run
-        from vitscale.plan.plan import make_plan
-        from vitscale.run_config import load_run_config
-
+        address = _prepare_ray(address)
         from .chaos_plan import ChaosPlan, check_plan, describe_faults
 
-        run_config = load_run_config(Path(config), overrides=overrides or [])
+        run_config, shown = _load_run(config, overrides=overrides or [], workers=workers, plans=dry_run or address is None)
         plan = ChaosPlan(
             kinds=tuple(dict.fromkeys(fault or [])),
             every_seconds=every,
@@ -190,19 +167,15 @@ def chaos(
             interface=interface,
         )
         check_plan(plan, run_dir=run_config.run_dir, may_fill_disk=yes)
-        if dry_run or address is None:
-            made = make_plan(run_config, cluster=detect_cluster(device=run_config.parallel.device, world_size=workers))
         if dry_run:
-            sys.stdout.write(describe_run(run_config, plan=made) + describe_faults(plan))
+            sys.stdout.write(shown + describe_faults(plan))
             return
         from .chaos import rehearse
         from .launcher import Supervision
-        from .remote import ClusterProcess
 
         rehearse(
             run_config,
             plan=plan,
-            process=ClusterProcess(),
             address=address,
             supervision=Supervision(
                 max_restarts=max_restarts, refill_steps=refill_steps, min_workers=min_workers, wait_seconds=wait_for_cluster
@@ -228,10 +201,7 @@ def tune(
     The same command goes on with unfinished trials and does not repeat finished ones.
     """
     with present_errors(debug=debug):
-        from .environment import prepare_environment, ray_address
-
-        address = ray_address(address)
-        prepare_environment(local=address is None)
+        address = _prepare_ray(address)
         from pathlib import Path
 
         from .sweep import describe_trials, load_sweep
@@ -263,10 +233,7 @@ def pack(
     interrupted goes on when the same command, or `vitscale-data pack` with the same options, is given again.
     """
     with present_errors(debug=debug):
-        from .environment import prepare_environment, ray_address
-
-        address = ray_address(address)
-        prepare_environment(local=address is None)
+        address = _prepare_ray(address)
         from vitscale_data_tools.plan import absolute, plan_pack
 
         plan = plan_pack(absolute(make_request(request_values)))
@@ -278,6 +245,32 @@ def pack(
         from .pack import pack_on_cluster
 
         run_pack(plan, write=partial(pack_on_cluster, plan, address=address, workers=workers))
+
+
+def _prepare_ray(address: str | None) -> str | None:
+    """Set what Ray reads from the environment while it is imported; returns the existing cluster to join, if there is one."""
+    from .environment import prepare_environment, ray_address
+
+    found = ray_address(address)
+    prepare_environment(local=found is None)
+    return found
+
+
+def _load_run(config: str, *, overrides: list[str], workers: int, plans: bool) -> tuple[Any, str]:
+    """A run's configuration and, if `plans`, what a dry run shows: what does not fit is refused before Ray is started. Another
+    cluster's machines are not known here."""
+    from pathlib import Path
+
+    from vitscale.plan.cluster import detect_cluster
+    from vitscale.plan.describe import describe_run
+    from vitscale.plan.plan import make_plan
+    from vitscale.run_config import load_run_config
+
+    loaded = load_run_config(Path(config), overrides=overrides)
+    if not plans:
+        return loaded, ""
+    made = make_plan(loaded, cluster=detect_cluster(device=loaded.parallel.device, world_size=workers))
+    return loaded, describe_run(loaded, plan=made)
 
 
 def main() -> None:
