@@ -57,22 +57,24 @@ class Faults:
         if fault.kind in INNER_FAULTS:
             tell(self._ask_rank(fault))
             return
-        begun = Injection(kind=fault.kind, rank=fault.rank, time=time.time(), step=read_progress(self.run_dir).reached)
-        with self._cause(fault):
+        if fault.kind in _SIGNALS:
+            begun = self._injection(fault)
+            self._signal(_SIGNALS[fault.kind], rank=fault.rank)
             tell(begun)
-            if fault.kind in (FaultKind.DISK_FULL, FaultKind.NETWORK):
-                self.wait(self.plan.seconds)
+            return
+        with self._lasting(fault):
+            tell(self._injection(fault))
+            self.wait(self.plan.seconds)
 
-    def _cause(self, fault: Fault) -> contextlib.AbstractContextManager[object]:
-        """The fault; what lasts is over at the end of the context."""
-        match fault.kind:
-            case FaultKind.DISK_FULL:
-                return full_disk(self.run_dir)
-            case FaultKind.NETWORK:
-                assert self.plan.interface is not None, "checked before"
-                return dead_link(self.plan.interface, seconds=self.plan.seconds)
-        self._signal(_SIGNALS[fault.kind], rank=fault.rank)
-        return contextlib.nullcontext()
+    def _injection(self, fault: Fault) -> Injection:
+        return Injection(kind=fault.kind, rank=fault.rank, time=time.time(), step=read_progress(self.run_dir).reached)
+
+    def _lasting(self, fault: Fault) -> contextlib.AbstractContextManager[object]:
+        if fault.kind is FaultKind.DISK_FULL:
+            return full_disk(self.run_dir)
+        assert fault.kind is FaultKind.NETWORK, fault.kind
+        assert self.plan.interface is not None, "checked before"
+        return dead_link(self.plan.interface, seconds=self.plan.seconds)
 
     def _signal(self, number: signal.Signals, *, rank: int) -> None:
         state = read_state(self.run_dir, rank)

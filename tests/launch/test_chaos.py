@@ -154,3 +154,18 @@ def test_a_rehearsal_tells_of_each_fault_how_it_was_noticed(tmp_path: Path) -> N
     assert noticed["slow"] == "straggler"
     assert "corruption" in noticed["bit-flip"]
     assert not (tmp_path / "runs" / "tiny" / "chaos").exists()
+
+
+FAULTS = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+
+
+def test_every_test_that_the_documentation_names_is_there() -> None:
+    named = re.findall(r"`([a-z_]+/test_[a-z_]+\.py)(?:::(test_[a-z_0-9]+))?`", FAULTS)
+    assert len(named) > 20
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / "tests" / path).read_text() and name]
+    assert missing == []
+
+
+def test_every_fault_is_documented() -> None:
+    rehearsals = FAULTS[FAULTS.index("## Rehearsals") :]
+    assert [kind for kind in FaultKind if f"`{kind}`" not in rehearsals] == []

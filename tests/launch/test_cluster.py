@@ -1,6 +1,8 @@
 """Joining a Ray cluster and leaving it."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 
@@ -84,3 +86,17 @@ def test_there_is_room_for_what_nobody_uses(free: dict[str, float], workers: Wor
 
 def enter(address: str) -> contextlib.AbstractContextManager[ClusterResources]:
     return cluster.ray_cluster(address=address, num_cpus=1)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_signal_is_sent_by_a_task_on_the_machine_that_is_meant() -> None:
+    from vitscale_launch.cluster import send_signal
+
+    here = os.uname().nodename
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        assert send_signal(signal.SIGKILL, pid=process.pid, host="elsewhere") == "no machine of the Ray cluster calls itself elsewhere"
+        assert process.poll() is None
+        assert send_signal(signal.SIGKILL, pid=process.pid, host=here) is None
+        assert process.wait(timeout=20) == -signal.SIGKILL
+    assert "No such process" in str(send_signal(signal.SIGKILL, pid=process.pid, host=here))
