@@ -133,7 +133,9 @@ def test_finish_tries_failed_ones_once_more_but_not_those_that_are_gone(
 ) -> None:
     for step in (1, 2):
         remote.errors[f"step-0000000{step}"] = CheckpointError("away")
-    _start(uploads, tmp_path, 1, 2)
+    _start(uploads, tmp_path, 1)
+    assert remote.has_started.acquire(timeout=SECONDS)
+    _start(uploads, tmp_path, 2)
     remote.let(2)
     assert _told(_wait_for(uploads, 2)) == [(1, "away", False), (2, "away", False)]
     (tmp_path / "step-00000001").rmdir()
