@@ -62,12 +62,16 @@ def send_signal(number: int, *, pid: int, host: str) -> str | None:
     if node is None:
         return f"no machine of the Ray cluster calls itself {host}"
     there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(os.kill).options(scheduling_strategy=there)
+    task = ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there)
     try:
         ray.get(task.remote(pid, number), timeout=_SIGNAL_SECONDS)
     except (ray.exceptions.RayError, OSError, TimeoutError) as error:
         return str(error).strip().splitlines()[-1]
     return None
+
+
+def _kill(pid: int, number: int) -> None:
+    os.kill(pid, number)
 
 
 class _Termination:
