@@ -28,8 +28,8 @@ def test_parts_cover_everything_once(dataset: Dataset, size: int) -> None:
 @given(first=st.integers(0, 10**12), length=st.integers(1, 300), fraction=st.floats(0, 1))
 def test_a_share_is_rising_stable_and_never_empty(first: int, length: int, fraction: float) -> None:
     part = Part(first=first, stop=first + length)
-    numbers = chosen(part, fraction=fraction, purpose="p")
-    assert numbers == sorted(set(numbers)) == chosen(part, fraction=fraction, purpose="p")
+    numbers = list(chosen(part, fraction=fraction, purpose="p"))
+    assert numbers == sorted(set(numbers)) == list(chosen(part, fraction=fraction, purpose="p"))
     assert numbers
     assert all(part.first <= number < part.stop for number in numbers)
 

@@ -82,7 +82,7 @@ class BlockCache:
         try:
             data = read_block(descriptor, key=key, length=length, first=first, stop=stop)
             if data is not None:
-                self._touch(descriptor)
+                _touch(descriptor)
         except OSError:
             data = None
         finally:
@@ -118,12 +118,6 @@ class BlockCache:
         name = key.hex()
         return self._folder / name[:2] / name
 
-    def _touch(self, descriptor: int) -> None:
-        """Note the use of a block. The clock orders evictions and nothing else; a folder that is read-only evicts nothing."""
-        now = time.time_ns()
-        with contextlib.suppress(OSError):
-            os.utime(descriptor, ns=(now, now))
-
     def _reserve(self, num_bytes: int, *, path: Path) -> Path | None:
         """A file of `num_bytes` to write the block to, evicting for it. None where the block is there already, too big, or the
         lock is busy."""
@@ -152,7 +146,7 @@ class BlockCache:
                 written = 0
                 while written < len(data):
                     written += os.write(descriptor, memoryview(data)[written:])
-                self._touch(descriptor)
+                _touch(descriptor)
             finally:
                 os.close(descriptor)
             os.rename(temporary, path)
@@ -235,11 +229,19 @@ def _create(path: Path, num_bytes: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(descriptor, num_bytes)
+        _touch(descriptor)  # the kernel stamps files by a clock that lags behind ours by milliseconds
     except OSError:
         os.unlink(path)
         raise
     finally:
         os.close(descriptor)
+
+
+def _touch(descriptor: int) -> None:
+    """Note the use of a block. The clock orders evictions and nothing else; a folder that is read-only evicts nothing."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):
+        os.utime(descriptor, ns=(now, now))
 
 
 def _try_lock(descriptor: int) -> bool:
