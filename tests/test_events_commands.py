@@ -82,7 +82,9 @@ def test_a_plot_is_a_picture(run: str, tmp_path: Path) -> None:
 def test_following_lists_what_comes_until_it_is_interrupted(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"time": 1.0, "event": "start", "step": 0, "message": "first"}\n')
-    command = [sys.executable, "-m", "vitscale", "events", str(tmp_path), "-f"]
+    # A shell lets what it starts in the background, these tests perhaps, ignore SIGINT.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from vitscale.cli import main; main()"
+    command = [sys.executable, "-c", program, "events", str(tmp_path), "-f"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     try:
         assert process.stdout is not None
