@@ -86,7 +86,7 @@ def test_a_stop_is_in_the_ledger_with_its_step(tmp_path: Path) -> None:
     assert api.train(config, stop_at_step=6).step == 6, "the last step is the end, not a stop"
 
 
-@pytest.mark.dist
+@pytest.mark.chaos
 def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(tmp_path: Path) -> None:
     pack_tiny(tmp_path)
     stopped = run_ranks(Path(__file__), tmp_path, 1, "long", num_ranks=2)

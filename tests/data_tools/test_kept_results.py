@@ -274,7 +274,7 @@ def test_killed_it_goes_on_to_the_same_findings(dataset: Path, tmp_path: Path, c
     assert resumed.returncode == undisturbed.returncode == (10 if arguments[0] == "verify" else 0)
 
 
-@pytest.mark.dist
+@pytest.mark.chaos
 def test_a_killed_exclusion_goes_on_to_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = Command("exclude", dataset, output, "--damaged", marks=tmp_path / "marks", kept=output)
@@ -291,7 +291,7 @@ def test_a_killed_exclusion_goes_on_to_the_same_bytes(dataset: Path, tmp_path: P
     assert lines(resumed.stdout) == lines(undisturbed.stdout)
 
 
-@pytest.mark.dist
+@pytest.mark.chaos
 def test_a_shard_that_was_mended_or_damaged_since_the_kill_is_looked_at_again(dataset: Path, tmp_path: Path, cache_home: Path) -> None:
     """Also where size, and all other shards, are as they were."""
     command = Command("verify", dataset, marks=tmp_path / "marks", kept=cache_home)

@@ -127,7 +127,7 @@ def test_forward_time_is_that_of_the_device() -> None:
     assert 0.5 * (waited - issued) < measured <= waited
 
 
-@pytest.mark.dist
+@pytest.mark.chaos
 def test_the_slow_rank_waits_least_at_every_stage() -> None:
     fast, slow = run_ranks(Path(__file__).with_name("ranks_collective_time.py"))
     for stage, (quick, late) in enumerate(zip(fast["stages"], slow["stages"], strict=True)):

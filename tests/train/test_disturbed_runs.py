@@ -15,7 +15,7 @@ from tests.launcher import ROOT, run_ranks
 from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, events, losses, pack_tiny, sample_ids
 from vitscale.checkpoint.discover import find_newest
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 SCRIPT = Path(__file__).with_name("rank_disturbed.py")
 NUM_STEPS = 40
@@ -53,6 +53,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, l
     return root / "runs", by_name
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_signal_to_one_rank_loses_no_step(stopped: tuple[Path, dict[str, list[float]]], stop: tuple[str, str]) -> None:
     folder, codes = stopped
@@ -71,6 +72,7 @@ def test_a_signal_to_one_rank_loses_no_step(stopped: tuple[Path, dict[str, list[
     assert_equal_tensors(checkpoint_tensors(run, step=NUM_STEPS), checkpoint_tensors(folder / "reference", step=NUM_STEPS))
 
 
+@pytest.mark.dist
 def test_a_slow_rank_is_named_within_two_windows_and_watching_costs_little(tmp_path: Path) -> None:
     pack_tiny(tmp_path)
     window = 5
@@ -82,6 +84,7 @@ def test_a_slow_rank_is_named_within_two_windows_and_watching_costs_little(tmp_p
     assert on_rank_1[0]["watching_seconds"] < 0.01 * on_rank_1[0]["seconds"]
 
 
+@pytest.mark.dist
 @pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="needs the right to mount a file system")
 def test_training_goes_on_while_the_disk_is_full(tmp_path: Path) -> None:
     """The full disk is a tmpfs that only the run sees; what is asked of it is looked at from inside, before it is gone."""
@@ -121,14 +124,12 @@ def alone() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
-HANGS = ["stopped", pytest.param("locked", marks=pytest.mark.chaos), pytest.param("absent", marks=pytest.mark.chaos)]
-
-
 # torchrun's ranks share its store, in which a second start can find the addresses of the first one's processes.
 FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-@pytest.mark.parametrize("hang", HANGS)
+@pytest.mark.chaos
+@pytest.mark.parametrize("hang", ["stopped", "locked", "absent"])
 def test_a_hung_rank_is_named_and_ended_and_torchrun_finishes_the_run(tmp_path: Path, hang: str) -> None:
     pack_tiny(tmp_path)
     run_ranks(SCRIPT, tmp_path, json.dumps([job("reference")]))

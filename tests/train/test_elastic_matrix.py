@@ -15,7 +15,6 @@ STAGES = [f"{stage} fp32" for stage in range(4)]
 OFFLOADED = [f"{stage} fp32 offloaded" for stage in (1, 2, 3)]
 IN_BF16 = ["1 bf16", "2 bf16 offloaded", "3 bf16"]
 EVERYTHING = [*STAGES, *OFFLOADED, *IN_BF16]
-A_FEW = ["0 fp32", "1 fp32 offloaded", "3 fp32", "3 bf16"]
 
 
 def restored(folder: Path, *, sources: list[str], targets: dict[int, list[str]]) -> None:
@@ -46,11 +45,6 @@ def _goes_on_alike(source: dict[str, Any], result: dict[str, Any], *, in_fp32: b
         assert result["losses"][0] == source["losses"][0], case
     # bf16 rounds to three digits, and to others in another number of ranks' mean gradient.
     assert result["losses"] == pytest.approx(source["losses"], abs=1e-6 if in_fp32 else 2e-2), case
-
-
-@pytest.mark.dist
-def test_two_ranks_to_three(tmp_path: Path) -> None:
-    restored(tmp_path, sources=A_FEW, targets={3: ["0 fp32", "2 fp32", "3 fp32 offloaded"]})
 
 
 @pytest.mark.chaos

@@ -227,7 +227,7 @@ def test_a_forked_child_does_not_hold_the_directory(tmp_path: Path) -> None:
         child.join()
 
 
-@pytest.mark.dist
+@pytest.mark.chaos
 def test_of_two_commands_that_start_together_one_trains_and_one_says_why_not(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(dump_yaml(tiny_values(tmp_path) | {"train": {"num_samples": 3200, "global_batch": 16}}))
     command = [sys.executable, "-m", "vitscale", "train", str(tmp_path / "tiny.yaml")]
