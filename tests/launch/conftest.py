@@ -1,4 +1,4 @@
-"""One local Ray cluster for all tests that need one: it takes seconds to start, and two on a machine disturb each other."""
+"""One local Ray cluster for the tests of a module that need one: it takes seconds to start, and two on a machine disturb each other."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ from vitscale_launch.environment import prepare_environment
 prepare_environment(local=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """A connection to a local cluster with 4 logical CPUs."""
+    """A connection to a local cluster with 4 logical CPUs, gone when the next module, which may start one of its own, begins."""
     from vitscale_launch.cluster import ray_cluster
 
     with ray_cluster(address=None, num_cpus=4, show_workers=False):
