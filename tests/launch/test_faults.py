@@ -126,7 +126,7 @@ def test_signals_lose_no_step_and_a_killed_command_is_given_again(tmp_path: Path
     assert_same_end(command.run_dir, reference)
 
 
-@pytest.mark.ray
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_a_worker_that_dies_again_and_again_ends_the_command_with_the_reason(start: Callable[..., Command]) -> None:
     command = start("--workers", "1", "--max-restarts", "9")

@@ -16,7 +16,7 @@ from vitscale import api
 from vitscale.config import dump_yaml
 from vitscale.train.goodput_report import GoodputReport
 
-pytestmark = pytest.mark.dist
+pytestmark = pytest.mark.chaos
 
 RUN = ("checkpoint.every_steps=20", "train.log_every_steps=5", "data.log_samples=false")
 
