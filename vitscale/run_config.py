@@ -58,9 +58,9 @@ class TrainConfig(Config):
 class WatchConfig(Config):
     """What is looked for while a run goes on. Nothing here changes what is computed."""
 
-    hang_seconds: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", json_schema_extra=OPERATIONAL)
+    hang_seconds: Annotated[float, Field(gt=0)] | Auto | None = Field(default="auto", json_schema_extra=OPERATIONAL)
     """A rank that shows no progress for so long is stopped, with the stacks of all ranks on disk. auto: a multiple of the longest
-    time that it has taken so far, at least 20 seconds; half an hour before the first step is done."""
+    time that it has taken so far, at least 20 seconds; half an hour before the first step is done. null: never, for a debugger."""
     straggler_factor: float = Field(default=2.0, gt=1, json_schema_extra=OPERATIONAL)
     """A rank whose own work takes so many times the median of all ranks between two reports is named."""
     compare_replicas_every_steps: Annotated[int, Field(ge=1)] | None = Field(default=500, json_schema_extra=OPERATIONAL)

@@ -231,6 +231,8 @@ def test_messages_name_the_rank_its_place_and_who_waited() -> None:
     assert message.endswith("Others waited: rank 0 in phase step after step 12, waiting in a collective")
     unknown = hang_message(states[0], states=states, blame=Blame(ranks=(0, 1), certain=False))
     assert unknown.startswith("ranks 0, 1 have shown no progress for 21 s")
+    for told in (message, unknown):
+        assert "as in a debugger, set watch.hang_seconds=null" in told
     assert "its watchdog: its machine or the shared folder is out of reach" in lost_message(3, last=None)
     assert "process 103 on host3" in lost_message(3, last=hung(3))
 

@@ -1,7 +1,7 @@
 """Where a run continues, and the changes that it refuses to continue with."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class CopiesIn:
     def config_text(self, step: int) -> str:
         return (self.folder / f"step-{step:08d}" / "config.yaml").read_text()
 
-    def download(self, step: int, *, folder: Path) -> Path:
+    def download(self, step: int, *, folder: Path, show_life: Callable[[], None]) -> Path:
+        show_life()
         shutil.copytree(self.folder / f"step-{step:08d}", folder / f"step-{step:08d}")
         return folder / f"step-{step:08d}"
 

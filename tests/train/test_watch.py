@@ -27,6 +27,13 @@ def test_the_watchdog_sees_where_the_run_is_and_ends_with_it(tmp_path: Path) -> 
     assert not list(tmp_path.glob("logs/hang-*")), "nobody hung"
 
 
+def test_no_watchdog_where_none_is_wanted(tmp_path: Path) -> None:
+    with open_watch(WatchConfig(hang_seconds=None), directory=RunDirectory(root=tmp_path), ranks=Ranks(), device="cpu") as watch:
+        watch.beat("step", 7)
+        assert watch.judge([1.0]) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_slow_ranks_are_found_and_found_again_when_they_have_recovered(tmp_path: Path) -> None:
     with open_watch(WatchConfig(), directory=RunDirectory(root=tmp_path), ranks=Ranks(), device="cpu") as watch:
         assert watch.own_seconds(HostSeconds(steps=5.0, collectives=1.5, data_wait=0.5), forward_seconds=None) == 3.5

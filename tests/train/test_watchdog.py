@@ -35,7 +35,9 @@ class Ranks:
         for rank, fault in enumerate(faults):
             command = [sys.executable, "-S", str(SCRIPT), str(self.run_dir), str(rank), str(len(faults)), str(hang_seconds), fault]
             # A group of its own, as launchers make it.
-            self._processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
+            self._processes.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            )
         for process in self._processes:
             assert process.stdout is not None
             pid, watchdog, self.start_seconds = process.stdout.readline().split()
@@ -152,6 +154,8 @@ def test_a_hung_rank_is_named_and_all_are_ended(ranks: Ranks, fault: str, functi
     assert "wait_in_a_collective" in ranks.stacks(1 - culprit), "the stacks of those who waited are there too"
     for watchdog in ranks.watchdogs:
         wait_until_gone(watchdog, seconds=3.0)
+    _, told = processes[culprit].communicate()
+    assert told == f"vitscale: {event['message']}\n", "on the terminal too"
 
 
 @pytest.mark.dist

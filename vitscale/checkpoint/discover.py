@@ -19,6 +19,10 @@ _HASHING_THREADS = 8
 _READ_BYTES = 1 << 20
 
 
+def nothing() -> None:
+    """Show no life: nobody watches."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PassedOver:
     """A checkpoint folder that is newer than the one found and cannot be used; where none is found, also another program's."""
@@ -35,15 +39,16 @@ class Found:
     passed_over: tuple[PassedOver, ...]
 
 
-def find_newest(folder: Path, *, deep: bool = True) -> Found:
+def find_newest(folder: Path, *, deep: bool = True, show_life: Callable[[], None] = nothing) -> Found:
     """Look through the checkpoints directory `folder`, newest step first, until one passes `verify`.
 
-    `deep` hashes every byte of the checkpoint that is found (about a second per GiB and core); without it, only the sizes
-    of its files are compared. Runs on one rank; the answer is for it to share.
+    `deep` hashes every byte of the checkpoint that is found (about a second per GiB and core), while `show_life` is called from
+    any thread, but one at a time; without it, only the sizes of its files are compared. Runs on one rank; the answer is for it
+    to share.
     """
     passed_over: list[PassedOver] = []
     for entry in list_step_folders(folder):
-        reason = _why_unusable(entry, deep=deep)
+        reason = _why_unusable(entry, deep=deep, show_life=show_life)
         if reason is None:
             return Found(checkpoint=entry.path, passed_over=tuple(passed_over))
         passed_over.append(PassedOver(path=entry.path, reason=reason))
@@ -67,19 +72,19 @@ def verify(path: Path, *, deep: bool = True, report: Callable[[int], None] | Non
     return manifest
 
 
-def resolve_checkpoint(path: Path, *, deep: bool = True) -> Path:
+def resolve_checkpoint(path: Path, *, deep: bool = True, show_life: Callable[[], None] = nothing) -> Path:
     """The checkpoint that a user's path means: the folder of one, or the newest whole one of a run directory.
 
-    Raises `CheckpointError` when the path holds neither.
+    `deep` and `show_life` are those of `find_newest`. Raises `CheckpointError` when the path holds neither.
     """
     if (path / MANIFEST).is_file():
-        verify(path, deep=deep)
+        verify(path, deep=deep, report=lambda _: show_life())
         return path
     with disk_errors():
         foreign = explain_foreign(path)
     if foreign is not None:
         raise CheckpointError(f"{path}: not a checkpoint of vitscale: {foreign}")
-    found = find_newest(checkpoints_folder(path), deep=deep)
+    found = find_newest(checkpoints_folder(path), deep=deep, show_life=show_life)
     if found.checkpoint is None:
         seen = "; ".join(f"{entry.path.name}: {entry.reason}" for entry in found.passed_over[:3])
         raise CheckpointError(
@@ -124,11 +129,11 @@ class _Total:
                 self._report(self._total)
 
 
-def _why_unusable(entry: StepFolder, *, deep: bool) -> str | None:
+def _why_unusable(entry: StepFolder, *, deep: bool, show_life: Callable[[], None]) -> str | None:
     if entry.role == "partial":
         return "its save did not finish"
     try:
-        verify(entry.path, deep=deep)
+        verify(entry.path, deep=deep, report=lambda _: show_life())
     except CheckpointError as error:
         return str(error)
     return None

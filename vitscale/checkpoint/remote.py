@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitscale.checkpoint.commit import put_in_place
-from vitscale.checkpoint.discover import Found, find_newest, hash_file
+from vitscale.checkpoint.discover import Found, find_newest, hash_file, nothing
 from vitscale.checkpoint.durable import create_folder, disk_errors, sync_folder, write_durably
 from vitscale.checkpoint.layout import CONFIG, MANIFEST, list_step_folders, parse_step_folder, step_folder
 from vitscale.checkpoint.manifest import FileEntry, Manifest, parse_manifest
@@ -135,8 +135,9 @@ class RemoteCheckpoints:
         known = {entry.name: entry.sha256 for entry in manifest.files}
         return data.decode() if hashlib.sha256(data).hexdigest() == known.get(CONFIG) else None
 
-    def download(self, step: int, *, folder: Path) -> Path:
-        """Bring the checkpoint of `step` into the checkpoints directory `folder` and return its path.
+    def download(self, step: int, *, folder: Path, show_life: Callable[[], None] = nothing) -> Path:
+        """Bring the checkpoint of `step` into the checkpoints directory `folder` and return its path. `show_life` is called
+        meanwhile.
 
         As a save does, it writes into `step-N.tmp` and commits by renaming; a local checkpoint of the step is replaced. Files
         that an earlier try left are kept where their sha256 is right. Raises `DamagedCopyError` when the store gives other
@@ -148,10 +149,10 @@ class RemoteCheckpoints:
             partial = step_folder(folder, step=step, role="partial")
             with disk_errors():
                 create_folder(partial)
-                missing = _keep_whole(partial, manifest=manifest)
+                missing = _keep_whole(partial, manifest=manifest, show_life=show_life)
                 _check_space(partial, needed_bytes=sum(entry.bytes for entry in missing))
                 for entry in missing:
-                    self._receive(entry, step=step, partial=partial)
+                    self._receive(entry, step=step, partial=partial, show_life=show_life)
                 write_durably(partial / MANIFEST, data)
                 sync_folder(partial)
                 return put_in_place(partial, step=step)
@@ -186,13 +187,14 @@ class RemoteCheckpoints:
         )
         return entry.bytes
 
-    def _receive(self, entry: FileEntry, *, step: int, partial: Path) -> None:
+    def _receive(self, entry: FileEntry, *, step: int, partial: Path, show_life: Callable[[], None]) -> None:
         name = f"{_folder_name(step)}/{entry.name}"
         digest = hashlib.sha256()
         with (partial / entry.name).open("xb") as file:
             for data in self._ranges(name, num_bytes=entry.bytes):
                 digest.update(data)
                 file.write(data)
+                show_life()
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != entry.sha256:
@@ -240,15 +242,22 @@ class RemoteCheckpoints:
             raise CheckpointError(f"{what}: {error}") from None
 
 
-def find_newest_or_download(folder: Path, *, remote: RemoteCheckpoints | None, check: Callable[[str, str], object] | None = None) -> Sought:
+def find_newest_or_download(
+    folder: Path,
+    *,
+    remote: RemoteCheckpoints | None,
+    check: Callable[[str, str], object] | None = None,
+    show_life: Callable[[], None] = nothing,
+) -> Sought:
     """The newest whole checkpoint of the checkpoints directory `folder`, downloaded first where the store has a newer one.
 
     A store that does not answer is passed over where there is a local checkpoint: going on from an older step costs time and
     changes nothing of the result. Without one it raises `CheckpointError`, as a download does that fails for another reason
     than damage. Before a download, `check` is given the configuration of the run that it is of and where that was read; it raises
-    where the checkpoint would be of no use. Runs on one rank; the answer is for it to share.
+    where the checkpoint would be of no use. `show_life` is called while files are hashed or downloaded. Runs on one rank; the answer
+    is for it to share.
     """
-    found = find_newest(folder)
+    found = find_newest(folder, show_life=show_life)
     if remote is None:
         return Sought(found=found, messages=())
     local = None if found.checkpoint is None else parse_step_folder(found.checkpoint)
@@ -269,7 +278,7 @@ def find_newest_or_download(folder: Path, *, remote: RemoteCheckpoints | None, c
         if check is not None and config_text is not None:
             check(config_text, f"{remote.root}/{_folder_name(step)}")
         try:
-            path = remote.download(step, folder=folder)
+            path = remote.download(step, folder=folder, show_life=show_life)
         except DamagedCopyError as error:
             messages.append(f"passed over {error}")
             continue
@@ -308,14 +317,14 @@ def _checked_content(path: Path, entry: FileEntry, *, is_cancelled: Callable[[],
         raise CheckpointError(f"{path}: its content changed since it was saved (sha256 differs from the manifest's); it was not copied")
 
 
-def _keep_whole(partial: Path, *, manifest: Manifest) -> list[FileEntry]:
+def _keep_whole(partial: Path, *, manifest: Manifest, show_life: Callable[[], None]) -> list[FileEntry]:
     """Delete what does not belong to the checkpoint from its folder; return what is missing."""
     wanted = {entry.name: entry for entry in manifest.files}
     for path in partial.iterdir():
         entry = wanted.get(path.name)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif entry is not None and path.stat().st_size == entry.bytes and hash_file(path) == entry.sha256:
+        elif entry is not None and path.stat().st_size == entry.bytes and hash_file(path, advance=lambda _: show_life()) == entry.sha256:
             del wanted[path.name]
         else:
             path.unlink()

@@ -18,6 +18,8 @@ for data. A store that does not answer is given up after four minutes."""
 SUSPENDED_SECONDS = 10.0
 """A look that comes so late shows that the watching process was stopped as well."""
 
+_ON_PURPOSE = "To stand still on purpose, as in a debugger, set watch.hang_seconds=null"
+
 _RARE_PHASES = frozenset({"save", "evaluate", "end"})
 
 
@@ -213,11 +215,11 @@ def hang_message(culprit: RankState, *, states: Mapping[int, RankState], blame: 
     if not blame.certain:
         named = ", ".join(str(rank) for rank in blame.ranks)
         who = f"ranks {named} have shown no progress for {culprit.silent_seconds:.0f} s, all in {culprit.place}: which of them is to blame"
-        return f"{who} cannot be told from here; their processes were killed"
+        return f"{who} cannot be told from here; their processes were killed. {_ON_PURPOSE}"
     why = ", stopped by a signal" if culprit.stopped else ""
     message = (
         f"rank {culprit.rank} (process {culprit.pid} on {culprit.host}) has shown no progress for {culprit.silent_seconds:.0f} s"
-        f" in {culprit.place}{why}; its process was killed"
+        f" in {culprit.place}{why}; its process was killed. {_ON_PURPOSE}"
     )
     shown = waiting[:4] + ([f"{len(waiting) - 4} more"] if len(waiting) > 4 else [])
     return f"{message}. Others waited: {', '.join(shown)}" if shown else message

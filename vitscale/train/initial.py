@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitscale.checkpoint.discover import resolve_checkpoint
+from vitscale.checkpoint.discover import nothing, resolve_checkpoint
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import decode, parse_yaml
@@ -31,8 +31,8 @@ class InitialWeights:
     table: str | None = None
 
 
-def initial_values(config: RunConfig, objective: Objective, *, resuming: bool) -> InitialWeights:
-    """What the weights start from. All ranks call this.
+def initial_values(config: RunConfig, objective: Objective, *, resuming: bool, show_life: Callable[[], None] = nothing) -> InitialWeights:
+    """What the weights start from. All ranks call this; `show_life` is called while the source is verified.
 
     A resumed run gets zeros: the checkpoint overwrites every element. `objective` is on the meta device.
     Raises `CheckpointError` when the source does not fit.
@@ -43,7 +43,7 @@ def initial_values(config: RunConfig, objective: Objective, *, resuming: bool) -
         return InitialWeights(value=_recipes(config.seed))
     # One rank verifies; all use what it found.
     init_from = config.init_from
-    path = Path(on_main(lambda: str(resolve_checkpoint(Path(init_from.path)))))
+    path = Path(on_main(lambda: str(resolve_checkpoint(Path(init_from.path), show_life=show_life))))
     return jointly(lambda: _transferred(config, init_from, path=path, objective=objective))
 
 

@@ -1,11 +1,13 @@
 """Where a run continues: the newest whole checkpoint of its own directory, if the configuration still describes that run."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.checkpoint.discover import nothing
+from vitscale.checkpoint.durable import disk_errors
+from vitscale.checkpoint.layout import CONFIG, parse_step_folder
 from vitscale.checkpoint.remote import RemoteCheckpoints, find_newest_or_download
 from vitscale.config import CheckpointError, ConfigError, binding_values, decode, parse_yaml
 from vitscale.data.config import OrderedConfig
@@ -25,11 +27,17 @@ class ResumeDecision:
 
 
 def decide_resume(
-    config: RunConfig, *, plan: Plan, checkpoints: Path, allow_change: Collection[str], remote: RemoteCheckpoints | None = None
+    config: RunConfig,
+    *,
+    plan: Plan,
+    checkpoints: Path,
+    allow_change: Collection[str],
+    remote: RemoteCheckpoints | None = None,
+    show_life: Callable[[], None] = nothing,
 ) -> ResumeDecision:
     """Scan the run's checkpoints and compare the newest whole one's configuration with `config`. Rank 0 only.
 
-    Where `remote` has a newer one, that is downloaded into `checkpoints` first.
+    Where `remote` has a newer one, that is downloaded into `checkpoints` first; `show_life` is called while either takes its time.
     What `config` leaves open is compared as `plan` decides it; open lanes stay those of the run where they divide the batch.
     `allow_change` lists dotted keys, or sections, that may differ. Raises `CheckpointError` naming every other key that
     differs, and when there are checkpoints of which none is whole, since starting over would throw that work away.
@@ -38,7 +46,7 @@ def decide_resume(
     def compare(config_text: str, where: str) -> _Compared:
         return _compare(config, plan=plan, config_text=config_text, where=where, allow_change=allow_change)
 
-    sought = find_newest_or_download(checkpoints, remote=remote, check=compare)
+    sought = find_newest_or_download(checkpoints, remote=remote, check=compare, show_life=show_life)
     found = sought.found
     passed_over = (*sought.messages, *(f"passed over {entry.path.name}: {entry.reason}" for entry in found.passed_over))
     if found.checkpoint is None:
@@ -49,16 +57,22 @@ def decide_resume(
                 " away or give the run another name (name=...)."
             )
         return ResumeDecision(checkpoint=None, messages=passed_over, lanes=plan.lanes)
-    reader = CheckpointReader(found.checkpoint)
-    compared = compare(reader.config_text, str(found.checkpoint))
+    compared = compare(_read_config(found.checkpoint), str(found.checkpoint))
     accepted = tuple(f"changed on request: {key} from {old!r} to {new!r}" for key, (old, new) in compared.changed.items())
-    origin = f"resuming from {found.checkpoint.name} (step {reader.manifest.step})"
+    folder = parse_step_folder(found.checkpoint)
+    assert folder is not None, "found by its name"
+    origin = f"resuming from {found.checkpoint.name} (step {folder.step})"
     return ResumeDecision(
         checkpoint=str(found.checkpoint),
         messages=(origin, *passed_over, *accepted),
         lanes=compared.lanes,
         changed=tuple(compared.changed),
     )
+
+
+def _read_config(checkpoint: Path) -> str:
+    with disk_errors():
+        return (checkpoint / CONFIG).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

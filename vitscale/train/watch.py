@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
@@ -71,7 +72,8 @@ class Watch:
 
 @contextlib.contextmanager
 def open_watch(config: WatchConfig, *, directory: RunDirectory, ranks: Ranks, device: str) -> Iterator[Watch]:
-    """Watch over this rank until the context ends. All ranks enter it at the same point.
+    """Watch over this rank until the context ends, with a watchdog unless `config.hang_seconds` is None. All ranks enter it at the
+    same point.
 
     Raises `ConfigError` on all ranks where one cannot write to the run directory or start its watchdog.
     """
@@ -83,7 +85,7 @@ def open_watch(config: WatchConfig, *, directory: RunDirectory, ranks: Ranks, de
         hosts = tuple(gather_json(os.uname().nodename))
         attempt = on_main(lambda: secrets.token_hex(4))
 
-        def start() -> None:
+        def start(hang_seconds: float | Literal["auto"]) -> None:
             with writing(directory):
                 watchdog = Watchdog(
                     heartbeat,
@@ -91,11 +93,12 @@ def open_watch(config: WatchConfig, *, directory: RunDirectory, ranks: Ranks, de
                     rank=ranks.rank,
                     world_size=ranks.world_size,
                     attempt=attempt,
-                    hang_seconds=config.hang_seconds,
+                    hang_seconds=hang_seconds,
                 )
             stack.callback(watchdog.close)
 
-        jointly(start)
+        if (hang_seconds := config.hang_seconds) is not None:
+            jointly(lambda: start(hang_seconds))
         yield Watch(
             heartbeat=heartbeat,
             collectives=collectives,

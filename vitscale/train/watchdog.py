@@ -67,7 +67,6 @@ class Watchdog:
             [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_ROOT), json.dumps(task)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
             pass_fds=(heartbeat.fileno(), self._stacks.fileno(), control),
             # Out of reach of the signals that launchers and terminals send to the rank's process group.
             start_new_session=True,

@@ -48,6 +48,7 @@ _SETTLE_SECONDS = 2.0
 _VICTIM_SECONDS = 1.0
 _ALARM_SECONDS = 5.0
 _STATE_BYTES = 1024
+_STDERR = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +198,8 @@ class Watch:
             else:
                 message = lost_message(rank, last=self._board.last.get(rank))
             self._append_event(states.get(rank, state), ranks=(rank,) if blame.certain else blame.ranks, message=message, stacks=stacks)
+            # For whoever sits at the rank's terminal, where the shell says no more than "Killed".
+            os.write(_STDERR, f"vitscale: {message}\n".encode())
             if not blame.certain:
                 break
         if state.rank not in blame.ranks:
