@@ -16,6 +16,7 @@ from vitscale.config import CheckpointError, ConfigError, DataError, StopRequest
 from vitscale.data.manifest import MANIFEST_NAME
 from vitscale.run_config import RunConfig
 from vitscale.train.build import open_run
+from vitscale.train.watch import Watch
 
 
 def stopped(root: Path, *overrides: str, step: int = 3) -> RunConfig:
@@ -122,6 +123,17 @@ def test_a_moving_average_may_be_dropped_on_a_resume(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "optim.ema_decay=null")
     api.train(config, allow_change=["optim"])
     assert "ema" not in {kind for _, kind in checkpoint_tensors(config.run_dir, step=6)}
+
+
+def test_a_start_shows_life_while_it_hashes_what_it_goes_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stopped(tmp_path)
+    signs: list[str] = []
+    monkeypatch.setattr(Watch, "beat_again", lambda watch: signs.append(watch.device))
+    with open_run(first):
+        assert len(signs) >= 3, "the tensors, the state and the configuration of the checkpoint"
+    signs.clear()
+    with open_run(tiny_config(tmp_path, "name=fine", f"init_from={{path: {first.run_dir}}}")):
+        assert len(signs) >= 3
 
 
 def test_another_global_batch_trains_on_the_samples_that_are_left(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Whole runs in one process: what lands in the run directory, resuming bit for bit, and the ways a run ends early."""
 
+import contextlib
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.limits import largest_file
 from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, events, losses, sample_ids, tiny_config
 from vitscale import api
 from vitscale.config import NonFiniteLossError, StopRequested
@@ -105,3 +109,37 @@ def test_micro_batches_are_consecutive_views() -> None:
     parts = micro_batches(batch, size=2)
     assert [part["sample_id"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
     assert parts[1]["image"].data_ptr() == batch["image"][2:].data_ptr()
+
+
+def test_training_goes_on_while_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From step 2 to step 5 no file may grow, those of the reports included: nothing of them is missing afterwards."""
+    whole, full = (tiny_config(tmp_path, f"name={name}", "data.log_samples=false") for name in ("whole", "full"))
+    api.train(whole)
+    capsys.readouterr()
+    steps = itertools.count(1)
+    with contextlib.ExitStack() as disk:
+
+        def fill_and_free() -> bool:
+            step = next(steps)
+            if step == 2:
+                disk.enter_context(largest_file(10 + (full.run_dir / "metrics.jsonl").stat().st_size))
+            if step == 5:
+                disk.close()
+            return False
+
+        api.train(full, stop_when=fill_and_free)
+    assert losses(full.run_dir) == losses(whole.run_dir)
+    assert_equal_tensors(checkpoint_tensors(full.run_dir, step=6), checkpoint_tensors(whole.run_dir, step=6))
+    assert [event["step"] for event in events(full.run_dir, "save_failed")] == [2, 4]
+    assert [event["step"] for event in events(full.run_dir, "checkpoint")] == [6]
+    assert [event["step"] for event in events(full.run_dir, "time")] == [0, 1, 2, 3, 4, 5, 6, 6]
+    report = api.events(full.run_dir)
+    assert report.counts.failed_saves == 2
+    assert report.seconds["unrecorded"] == 0.0
+    shown = EventAccumulator(str(full.run_dir / "tensorboard"))
+    shown.Reload()
+    assert [event.step for event in shown.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [(event.step, event.value) for event in shown.Scalars("checkpoint/failed_saves")] == [(2, 1.0), (4, 2.0)]
+    told = capsys.readouterr().out
+    assert told.count("cannot be written: File too large. Training goes on") == 3
+    assert told.count("can be written again, nothing is missing") == 3

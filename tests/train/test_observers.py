@@ -1,5 +1,6 @@
 """Observers: what lands in the JSON lines, in TensorBoard and on the console."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.limits import largest_file
 from vitscale.train.goodput import TimeSlice
 from vitscale.train.observers import ConsoleObserver, JsonLinesObserver, TensorBoardObserver
 from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, StepReport, Timing
@@ -37,7 +39,7 @@ EVALUATION = EvaluationReport(name="test", step=20, samples=160, values={"top1":
 
 
 def test_json_lines(tmp_path: Path) -> None:
-    observer = JsonLinesObserver(metrics=tmp_path / "metrics.jsonl", events=tmp_path / "events.jsonl")
+    observer = JsonLinesObserver(metrics=tmp_path / "metrics.jsonl", events=tmp_path / "events.jsonl", warn=pytest.fail)
     observer.on_step(step_report(10))
     observer.on_evaluation(EVALUATION)
     observer.on_event(Event(kind="checkpoint", step=20, message="saved", details={"seconds": 0.5}))
@@ -66,11 +68,11 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_tensorboard_shows_curves_pictures_text_and_hides_repeated_steps(tmp_path: Path) -> None:
-    first = TensorBoardObserver(tmp_path, start_step=0, config_text="a: 1", plan_text="{}")
+    first = TensorBoardObserver(tmp_path, start_step=0, config_text="a: 1", plan_text="{}", warn=pytest.fail)
     for step in (10, 20, 30):
         first.on_step(step_report(step, loss=9.0))
     first.close()
-    resumed = TensorBoardObserver(tmp_path, start_step=20, config_text="a: 1", plan_text="{}")
+    resumed = TensorBoardObserver(tmp_path, start_step=20, config_text="a: 1", plan_text="{}", warn=pytest.fail)
     resumed.on_pictures(InputPictures(step=20, images=torch.zeros(2, 1, 28, 28, dtype=torch.uint8), captions=["a", "b"]))
     resumed.on_step(step_report(30, loss=3.0))
     resumed.on_evaluation(EVALUATION)
@@ -121,3 +123,41 @@ def test_console_leaves_to_the_command_what_it_says_at_the_end(kind: str, capsys
         observer.on_event(Event(kind=shown, step=3, message=f"the message of {shown}"))
     observer.close()
     assert capsys.readouterr().out == "the message of finished\n"
+
+
+def test_a_console_that_takes_nothing_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        observer = ConsoleObserver(num_steps=10, start_step=0)
+        observer.on_step(step_report(3))
+        observer.close()
+        with pytest.raises(OSError, match="No space left"):
+            print("the disk is full indeed", flush=True)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+
+def test_what_a_full_disk_kept_out_is_there_when_it_has_room_again(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    lines = JsonLinesObserver(metrics=tmp_path / "metrics.jsonl", events=tmp_path / "events.jsonl", warn=warnings.append)
+    board = TensorBoardObserver(tmp_path / "board", start_step=0, config_text="a: 1", plan_text="{}", warn=warnings.append)
+    event = Event(kind="save_failed", step=20, message="no space left", details={"failed_saves": 1})
+    for observer in (lines, board):
+        observer.on_step(step_report(10))
+    with largest_file(max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) + 10):
+        for observer in (lines, board):
+            observer.on_event(event)
+            for step in range(20, 80, 10):
+                observer.on_step(step_report(step, loss=float(step)))
+    assert sorted(warnings) == sorted(set(warnings)), "each file is told of once"
+    for observer in (lines, board):
+        observer.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == list(range(10, 80, 10))
+    kinds = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert kinds == ["time", "save_failed", *["time"] * 6]
+    shown = EventAccumulator(str(tmp_path / "board"), size_guidance={"scalars": 0})
+    shown.Reload()
+    assert [e.step for e in shown.Scalars("train/loss")] == list(range(10, 80, 10))
+    assert [(e.step, e.value) for e in shown.Scalars("checkpoint/failed_saves")] == [(20, 1.0)]
+    assert any("tfevents" in text and "cannot be written" in text for text in warnings)

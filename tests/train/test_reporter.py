@@ -8,7 +8,9 @@ import torch
 
 from vitscale.checkpoint.saver import SaveOutcome
 from vitscale.config import NonFiniteLossError
+from vitscale.data.types import LostSample
 from vitscale.train.goodput import RunningShares, TimeLedger
+from vitscale.train.guards import NonFinite
 from vitscale.train.pending import StepSummary
 from vitscale.train.reporter import Reporter
 from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, StepReport
@@ -50,10 +52,15 @@ def reporter(*observers: Recorder, ledger: TimeLedger | None = None) -> Reporter
         batch_ids=lambda step: [step * 10, step * 10 + 1],
         newest_checkpoint=lambda: "checkpoints/step-00000010",
         memory_bytes=lambda: 2**29,
-        max_skipped_steps=2,
         known_values={"loss": 9.0, "eval/test/top1": 0.5},
         ledger=ledger or TimeLedger(),
         shares=RunningShares({}),
+    )
+
+
+def lost(shard: str, sample_id: int, *, replaced_by: int | None, num_lost: int = 1) -> LostSample:
+    return LostSample(
+        epoch=3, view=3, sample_id=sample_id, shard=shard, reason=f"{shard} is torn.", replaced_by=replaced_by, num_lost=num_lost
     )
 
 
@@ -120,28 +127,37 @@ def test_saves_that_fail_are_told_and_counted() -> None:
     ]
 
 
-def test_steps_without_a_finite_gradient_are_told_and_left_out() -> None:
+def test_skipped_steps_are_told_with_their_samples() -> None:
     seen = Recorder()
-    told = reporter(seen)
-    assert told.skipped(summary(1.0, 5.0, norms=(1.0, math.inf))) is None
-    (skipped,) = seen.seen
-    assert (skipped.kind, skipped.step, skipped.details["sample_ids"]) == ("skipped_step", 12, [120, 121])
-    none_taken = summary(5.0, norms=(math.inf,))
-    assert told.skipped(none_taken) is None
-    told.steps(STATE, none_taken, lr=0.25, images_per_step=8, data=DATA)
-    assert [event.kind for event in seen.seen[1:]] == ["skipped_step"], "with no step taken there are no figures to report"
-    fatal = told.skipped(none_taken)
-    assert fatal is not None
-    assert fatal.what.startswith("the gradient is not finite, in the last of 3 steps in a row")
+    reporter(seen).skipped([12, 14])
+    assert [(event.kind, event.step, event.details["sample_ids"]) for event in seen.seen] == [
+        ("skipped_step", 12, [120, 121]),
+        ("skipped_step", 14, [140, 141]),
+    ]
+
+
+def test_with_no_step_taken_there_are_no_figures_to_report() -> None:
+    seen = Recorder()
+    reporter(seen).steps(STATE, summary(5.0, norms=(math.inf,)), lr=0.25, images_per_step=8, data=DATA)
+    assert seen.seen == []
+
+
+def test_lost_samples_are_one_event_for_each_shard() -> None:
+    seen = Recorder()
+    replaced = [lost("b.tar", sample_id, replaced_by=sample_id + 1) for sample_id in range(20)]
+    reporter(seen).lost_samples(12, [lost("c.tar", 77, replaced_by=None, num_lost=5), *replaced])
+    of_b, of_c = seen.seen
+    assert (of_b.kind, of_b.step, of_b.details["shard"], of_b.details["count"]) == ("lost_samples", 12, "b.tar", 20)
+    assert of_b.message == "20 samples of b.tar were lost; sample 0 was replaced by 1: b.tar is torn."
+    assert of_b.details["samples"] == [[3, sample_id, sample_id + 1] for sample_id in range(16)]
+    assert (of_c.details["count"], of_c.message) == (5, "5 samples of c.tar were lost: c.tar is torn.")
 
 
 def test_a_bad_loss_is_reported_with_its_batch_and_raised() -> None:
     seen = Recorder()
     told = reporter(seen)
-    found = told.skipped(summary(1.0, math.nan))
-    assert found is not None
     with pytest.raises(NonFiniteLossError) as caught:
-        told.fail(found)
+        told.fail(NonFinite(step=12, what="the loss is nan"))
     (event,) = seen.seen
     assert (event.kind, event.step, event.details["sample_ids"]) == ("non_finite", 12, [120, 121])
     assert event.message == str(caught.value)
@@ -150,8 +166,5 @@ def test_a_bad_loss_is_reported_with_its_batch_and_raised() -> None:
 
 
 def test_ranks_without_observers_raise_the_same() -> None:
-    told = reporter()
-    found = told.skipped(summary(math.inf))
-    assert found is not None
     with pytest.raises(NonFiniteLossError, match="step 11: the loss is inf"):
-        told.fail(found)
+        reporter().fail(NonFinite(step=11, what="the loss is inf"))

@@ -39,6 +39,7 @@ def run_of(root: Path, *overrides: str, start: TrainState | None = None, every_s
         reporter=NOTHING,
         sample_log=NOTHING,
         losses=NOTHING,
+        skips=NOTHING,
         epoch_samples=None,
         stop=NOTHING,
         watch=NOTHING,

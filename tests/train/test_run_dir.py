@@ -51,3 +51,23 @@ def test_replace_text_leaves_no_temporary_file(tmp_path: Path) -> None:
     replace_text(tmp_path / "deep" / "file.txt", "two")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file.txt"]
     assert (tmp_path / "deep" / "file.txt").read_text() == "two"
+
+
+def test_the_newest_value_of_every_figure(tmp_path: Path) -> None:
+    directory = RunDirectory(root=tmp_path)
+    assert directory.newest_values() == {}
+    records = [
+        {"step": 1, "samples": 8, "loss": 3.0},
+        {"step": 1, "samples": 8, "eval/a/top1": 0.5},
+        {"step": 2, "samples": 16, "loss": 2.0},
+    ]
+    directory.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert directory.newest_values() == {"loss": 2.0, "eval/a/top1": 0.5}
+
+
+def test_evaluations_of_a_step_are_found_without_reading_what_is_before_it(tmp_path: Path) -> None:
+    directory = RunDirectory(root=tmp_path)
+    assert directory.evaluations_of(2) == set()
+    evaluations = [{"step": step, f"eval/{name}/top1": 0.5} for step, name in ((1, "a"), (2, "a"), (2, "b"), (3, "c"))]
+    directory.metrics.write_text("no record at all\n" + "".join(json.dumps(record) + "\n" for record in [{"step": 0}, *evaluations]))
+    assert [directory.evaluations_of(step) for step in (1, 2, 3, 4)] == [{"a"}, {"a", "b"}, {"c"}, set()]

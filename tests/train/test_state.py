@@ -16,8 +16,9 @@ def test_round_trip(tmp_path: Path) -> None:
     state = TrainState().advance(32).advance(16)
     assert state == TrainState(step=2, samples=48)
     config = tiny_config(tmp_path, "seed=3")
-    saved = host_state(state, config=config, data=DATA, lost=[{"sample_id": 7}])
+    saved = host_state(state, config=config, data=DATA, lost=[{"sample_id": 7}], skipped_in_a_row=2)
     assert saved["lost"] == [{"sample_id": 7}]
+    assert saved["skipped_in_a_row"] == 2
     assert saved["cursor"]["consumed"] == 48
     assert saved["schedule"] == {"kind": "cosine", "samples": 48, "total_samples": 96, "lr": pytest.approx(0.00853553)}
     assert saved["config_hash"] == config_hash(config) != config_hash(tiny_config(tmp_path, "seed=4"))
@@ -26,7 +27,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_another_data_set_is_refused_by_name(tmp_path: Path) -> None:
-    saved = host_state(TrainState(), config=tiny_config(tmp_path), data=DATA, lost=[])
+    saved = host_state(TrainState(), config=tiny_config(tmp_path), data=DATA, lost=[], skipped_in_a_row=0)
     with pytest.raises(CheckpointError, match="manifest_sha256 was 'ab' and is 'cd'"):
         read_host_state(saved, data={**DATA, "manifest_sha256": "cd"}, where="here")
 

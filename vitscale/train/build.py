@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from vitscale.checkpoint.discover import find_newest
 from vitscale.checkpoint.reader import open_on_all_ranks
@@ -22,6 +23,7 @@ from vitscale.data.loader import Share, TrainLoader, train_loader
 from vitscale.data.processes import start_fork_server
 from vitscale.data.source import TrainingData, open_training_data
 from vitscale.data.types import InputSpec, LostSample, StagedTransform
+from vitscale.data.worker import Part
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import Ranks
@@ -48,6 +50,7 @@ from vitscale.train.run import Run
 from vitscale.train.run_dir import RunDirectory, replace_text, writing
 from vitscale.train.run_lock import Launch, RunLock, exclusive
 from vitscale.train.sample_log import SampleLog
+from vitscale.train.skipped_steps import SkipGuard
 from vitscale.train.state import TrainState, last_step, read_host_state
 from vitscale.train.stop_request import RequestFile
 from vitscale.train.watch import Watch, open_watch
@@ -146,18 +149,23 @@ def _build(
     config = resolve(config, plan=plan)
     data = _open_data(config)
     evaluations = build_evaluations(config, ranks=ranks, train_classes=data.classes, pin_memory=plan.device == "cuda")
-    started = _start_engine(config, plan=plan, decision=decision, data=data, stack=stack)
-    start, engine = started.state, started.engine
-    replayed = _replayed_losses(directory, saved=started.losses)
+    started = _start_engine(config, plan=plan, decision=decision, data=data, stack=stack, show_life=site.watch.beat_again)
+    begin, engine = started.begin, started.engine
+    start = begin.state
+    replayed = _replayed_losses(directory, saved=begin.losses)
     on_main(lambda: _write_start(config, plan=plan, directory=directory, start=start, ledger=ledger))
     stack.callback(_write_end, directory, ledger=ledger, ranks=ranks)
-    loader = _loader(config, plan=plan, ranks=ranks, data=data, started=started, replayed=replayed)
+    demand = _demand(config, plan=plan, ranks=ranks, start=start, replayed=replayed)
+    loader = _loader(config, plan=plan, ranks=ranks, parts=data.parts(demand), batch_keys=started.batch_keys)
     stack.callback(loader.close)
     stop = make_stop()  # not earlier: a signal ends a start at once, for nothing is lost with it
     stack.callback(stop.close)
     sample_log = jointly(lambda: SampleLog(directory.sample_log(ranks.rank) if config.data.log_samples else None))
     stack.callback(sample_log.close)
-    reporter = jointly(lambda: _reporter(config, plan=plan, site=site, start=start, data=data, engine=engine, ledger=ledger))
+    known_values = on_main(directory.newest_values)
+    reporter = jointly(
+        lambda: _reporter(config, plan=plan, site=site, start=start, data=data, engine=engine, ledger=ledger, known_values=known_values)
+    )
     stack.callback(reporter.close)
     copies = stack.enter_context(_copies(remote, config=config, site=site, reporter=reporter))
     resumed_from = start.step if decision.checkpoint is not None else None
@@ -181,7 +189,8 @@ def _build(
         evaluations=evaluations,
         reporter=reporter,
         sample_log=sample_log,
-        losses=LossLedger(directory.lost_log(ranks.rank), saved=started.losses or {}, written=replayed),
+        losses=LossLedger(directory.lost_log(ranks.rank), saved=begin.losses or {}, written=replayed),
+        skips=SkipGuard(max_in_a_row=config.watch.max_skipped_steps, in_a_row=begin.skipped_in_a_row),
         epoch_samples=data.epoch_samples,
         stop=stop,
         ledger=ledger,
@@ -211,7 +220,14 @@ def _start_log(directory: RunDirectory, *, rank: int, stack: contextlib.ExitStac
 def _decide(config: RunConfig, *, site: _Site, allow_change: Collection[str], remote: RemoteCheckpoints | None) -> ResumeDecision:
     def decide() -> dict[str, Any]:
         return asdict(
-            decide_resume(config, plan=site.plan, checkpoints=site.directory.checkpoints, allow_change=allow_change, remote=remote)
+            decide_resume(
+                config,
+                plan=site.plan,
+                checkpoints=site.directory.checkpoints,
+                allow_change=allow_change,
+                remote=remote,
+                show_life=site.watch.beat_again,
+            )
         )
 
     shared = on_main(decide)
@@ -234,24 +250,40 @@ def _open_data(config: RunConfig) -> TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class _Started:
-    """An engine with its weights, and where it goes on: `losses` are the samples lost up to there, None where the run begins or
-    goes on with other data. `transfer` tells what was made of the weights of another run."""
+    """An engine with its weights, and where it goes on. `transfer` tells what was made of the weights of another run."""
 
     engine: Engine
     batch_keys: frozenset[str]
     transfer: str | None
+    begin: "_Begin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begin:
+    """Where a run goes on. `losses` are the samples lost up to there, None where the run begins or goes on with other data;
+    `skipped_in_a_row` counts the steps up to there that were skipped one after another."""
+
     state: TrainState
     losses: Losses | None
+    skipped_in_a_row: int
 
 
-def _start_engine(config: RunConfig, *, plan: Plan, decision: ResumeDecision, data: TrainingData, stack: contextlib.ExitStack) -> _Started:
+def _start_engine(
+    config: RunConfig,
+    *,
+    plan: Plan,
+    decision: ResumeDecision,
+    data: TrainingData,
+    stack: contextlib.ExitStack,
+    show_life: Callable[[], None],
+) -> _Started:
     with torch.device("meta"):
         objective = config.objective.build(config.model.build())
-    initial = initial_values(config, objective, resuming=decision.checkpoint is not None)
+    initial = initial_values(config, objective, resuming=decision.checkpoint is not None, show_life=show_life)
     engine = build_engine(objective, config=_engine_config(config, plan=plan), seed=config.seed, initial=initial.value)
     stack.callback(engine.close)
-    state, losses = _restore(decision, engine=engine, data=data)
-    return _Started(engine=engine, batch_keys=objective.batch_keys, transfer=initial.table, state=state, losses=losses)
+    begin = _restore(decision, engine=engine, data=data)
+    return _Started(engine=engine, batch_keys=objective.batch_keys, transfer=initial.table, begin=begin)
 
 
 def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
@@ -274,10 +306,10 @@ def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
     )
 
 
-def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) -> tuple[TrainState, Losses | None]:
-    """Where to go on, and the losses up to there; None where the run begins, or goes on with other data."""
+def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) -> _Begin:
+    """Fill the engine with what the checkpoint holds, if the run goes on from one."""
     if decision.checkpoint is None:
-        return TrainState(), None
+        return _Begin(state=TrainState(), losses=None, skipped_in_a_row=0)
     path = Path(decision.checkpoint)
     reader = open_on_all_ranks(path)
     # Another data set or order changes what the cursor points at, which is what somebody who allows it asks for.
@@ -290,7 +322,11 @@ def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) ->
         )
     # A moving average that the run did not keep so far starts from its weights now.
     restore_checkpoint(reader, store=engine.store, missing_ema="copy_weights" if "optim.ema_decay" in decision.changed else "refuse")
-    return state, first_of_each(LostSample(**entry) for entry in reader.state["lost"]) if is_same_data else None
+    return _Begin(
+        state=state,
+        losses=first_of_each(LostSample(**entry) for entry in reader.state["lost"]) if is_same_data else None,
+        skipped_in_a_row=int(reader.state.get("skipped_in_a_row", 0)),  # missing in older checkpoints
+    )
 
 
 def _replayed_losses(directory: RunDirectory, *, saved: Losses | None) -> Losses:
@@ -335,11 +371,10 @@ def _demand(config: RunConfig, *, plan: Plan, ranks: Ranks, start: TrainState, r
     )
 
 
-def _loader(config: RunConfig, *, plan: Plan, ranks: Ranks, data: TrainingData, started: _Started, replayed: Losses) -> TrainLoader:
-    demand = _demand(config, plan=plan, ranks=ranks, start=started.state, replayed=replayed)
+def _loader(config: RunConfig, *, plan: Plan, ranks: Ranks, parts: IterableDataset[Part], batch_keys: frozenset[str]) -> TrainLoader:
     num_workers, prefetch = config.data.num_workers, config.data.prefetch_batches
     share = Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=num_workers, prefetch=prefetch)
-    return train_loader(data.parts(demand), share=share, batch_keys=started.batch_keys, pin_memory=plan.device == "cuda")
+    return train_loader(parts, share=share, batch_keys=batch_keys, pin_memory=plan.device == "cuda")
 
 
 def _scores(config: RunConfig, directory: RunDirectory) -> Mapping[int, float]:
@@ -374,6 +409,7 @@ def _reporter(
     data: TrainingData,
     engine: Engine,
     ledger: TimeLedger,
+    known_values: Mapping[str, float],
 ) -> Reporter:
     directory, is_main = site.directory, site.ranks.is_main
 
@@ -389,18 +425,18 @@ def _reporter(
     if is_main:
         num_steps = last_step(start, num_samples=config.train.num_samples, global_batch=plan.global_batch)
         texts = {"config_text": dump_run_config(config), "plan_text": plan.to_json()}
+        console = ConsoleObserver(num_steps=num_steps, start_step=start.step)
         with writing(directory):
-            board = TensorBoardObserver(directory.tensorboard, start_step=start.step, **texts)
-            lines = JsonLinesObserver(metrics=directory.metrics, events=directory.events)
-        observers = (ConsoleObserver(num_steps=num_steps, start_step=start.step), lines, board)
+            lines = JsonLinesObserver(metrics=directory.metrics, events=directory.events, warn=console.show)
+            board = TensorBoardObserver(directory.tensorboard, start_step=start.step, **texts, warn=console.show)
+        observers = (console, lines, board)
     return Reporter(
         observers,
         is_main=is_main,
         batch_ids=batch_ids,
         newest_checkpoint=newest_checkpoint,
         memory_bytes=engine.peak_memory_bytes,
-        max_skipped_steps=config.watch.max_skipped_steps,
-        known_values=directory.newest_values(),
+        known_values=known_values,
         ledger=ledger,
         shares=RunningShares(read_goodput(directory.root).seconds if is_main else {}),
     )

@@ -1,19 +1,23 @@
 """The observers of a run: console, metrics.jsonl, events.jsonl and TensorBoard. They receive values and return nothing."""
 
 import contextlib
+import itertools
 import json
 import os
+import socket
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
-from vitscale.config import ConfigError
+from vitscale.train.append_file import AppendFile
 from vitscale.train.pictures import picture_grid
 from vitscale.train.reports import EvaluationReport, Event, InputPictures, StepReport
 
@@ -69,11 +73,19 @@ class ConsoleObserver(_Silent):
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
 
+    def show(self, text: str) -> None:
+        """Print a line. One that cannot be printed, as into a file on a full disk, is left out."""
+        with contextlib.suppress(OSError):
+            if self._progress is not None:
+                self._progress.console.print(text, markup=False)
+            else:
+                print(text, flush=True)
+
     def on_step(self, report: StepReport) -> None:
         """One line of the figures people watch."""
         values, timing = report.values, report.timing
         width = len(str(self._num_steps))
-        self._line(
+        self.show(
             f"step {report.step:>{width}}/{self._num_steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}"
             f"  grad norm {values['grad_norm']:.3f}  {timing.images_per_second:,.0f} images/s"
             f"  data wait {timing.data_wait_share:.1%}  {report.memory_gib:.2f} GiB"
@@ -82,12 +94,12 @@ class ConsoleObserver(_Silent):
     def on_evaluation(self, report: EvaluationReport) -> None:
         """One line per evaluation."""
         shown = "  ".join(f"{key} {value:.4f}" if value != int(value) else f"{key} {int(value)}" for key, value in report.values.items())
-        self._line(f"step {report.step}  eval/{report.name}  {shown}")
+        self.show(f"step {report.step}  eval/{report.name}  {shown}")
 
     def on_event(self, event: Event) -> None:
         """The event's message, unless the command says the same as the run ends."""
         if event.kind not in _SHOWN_AS_ERRORS:
-            self._line(event.message)
+            self.show(event.message)
 
     def close(self) -> None:
         """Take the bar down."""
@@ -95,56 +107,53 @@ class ConsoleObserver(_Silent):
             self._progress.stop()
             self._progress = None
 
-    def _line(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False)
-        else:
-            print(text, flush=True)
-
 
 class JsonLinesObserver(_Silent):
-    """Appends every report to metrics.jsonl and every event to events.jsonl, each line flushed as it is written."""
+    """Appends every report to metrics.jsonl and every event to events.jsonl. On a full disk they wait for room; `warn` is told."""
 
-    def __init__(self, *, metrics: Path, events: Path) -> None:
-        self._metrics = _open_lines(metrics)
-        self._events = _open_lines(events)
+    def __init__(self, *, metrics: Path, events: Path, warn: Callable[[str], None]) -> None:
+        self._metrics = AppendFile(metrics, warn=warn)
+        self._events = AppendFile(events, warn=warn)
 
     def on_step(self, report: StepReport) -> None:
         """All figures of a logged step, and to the events where the time went."""
-        _write_line(self._metrics, {"step": report.step, "samples": report.samples, **report.figures})
-        _write_line(self._events, {"time": time.time(), **report.spent.record()})
+        self._metrics.write(_json_line({"step": report.step, "samples": report.samples, **report.figures}))
+        self._events.write(_json_line({"time": time.time(), **report.spent.record()}))
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """An evaluation's values under `eval/<name>/`."""
         values = {f"eval/{report.name}/{key}": value for key, value in report.values.items()}
-        _write_line(self._metrics, {"step": report.step, "samples": report.samples, **values})
+        self._metrics.write(_json_line({"step": report.step, "samples": report.samples, **values}))
 
     def on_event(self, event: Event) -> None:
         """An event with its time; durable at once, since it may be the last thing that the run can say."""
         record = {"time": time.time(), "event": event.kind, "step": event.step, "message": event.message, **event.details}
-        _write_line(self._events, record, durably=True)
+        self._events.write(_json_line(record), durably=True)
 
     def close(self) -> None:
         """Make both files durable."""
-        for file in (self._metrics, self._events):
-            with contextlib.suppress(OSError):  # a full disk was told when a line did not fit
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(OSError):
-                file.close()
+        self._metrics.close()
+        self._events.close()
 
 
 class TensorBoardObserver(_Silent):
     """Curves, the grid of augmented inputs and the configuration, for `tensorboard --logdir`.
 
-    `start_step` hides what an earlier, interrupted attempt wrote of the steps that are done again.
+    `start_step` hides what an earlier, interrupted attempt wrote of the steps that are done again. On a full disk all of it waits
+    for room; `warn` is told. Not by torch's SummaryWriter: the thread in which that writes ends at the first error, and with it
+    the file.
     """
 
-    def __init__(self, folder: Path, *, start_step: int, config_text: str, plan_text: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
-        self._writer.add_text("config", _code_block(config_text, "yaml"), start_step)
-        self._writer.add_text("plan", _code_block(plan_text, "json"), start_step)
+    def __init__(self, folder: Path, *, start_step: int, config_text: str, plan_text: str, warn: Callable[[str], None]) -> None:
+        self._file = AppendFile(_new_event_file(folder), warn=warn)
+        # Makes the bytes of a record: its length, the record, and a checksum of each.
+        self._records = RecordWriter(self._file)
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
+        if start_step:
+            restarted = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(event_pb2.Event(step=start_step + 1, session_log=restarted))
+        self._add(summary.text("config", _code_block(config_text, "yaml")), start_step)
+        self._add(summary.text("plan", _code_block(plan_text, "json")), start_step)
 
     def on_step(self, report: StepReport) -> None:
         """Training curves over the step."""
@@ -159,47 +168,44 @@ class TensorBoardObserver(_Silent):
         scalars |= {f"data/{name}": value for name, value in report.data.figures.items()}
         scalars |= {f"goodput/{name}": value for name, value in report.shares.items()}
         for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, report.step)
+            self._add(summary.scalar(tag, value), report.step)
 
     def on_evaluation(self, report: EvaluationReport) -> None:
         """Evaluation curves over the step."""
         for key, value in report.values.items():
-            self._writer.add_scalar(f"eval/{report.name}/{key}", value, report.step)
-        self._writer.flush()
+            self._add(summary.scalar(f"eval/{report.name}/{key}", value), report.step)
 
     def on_pictures(self, pictures: InputPictures) -> None:
         """One picture: the grid of inputs with their captions."""
         grid = picture_grid(pictures.images, captions=pictures.captions)
-        self._writer.add_image("inputs", np.asarray(grid), pictures.step, dataformats="HWC")
-        self._writer.flush()
+        self._add(summary.image("inputs", np.asarray(grid), dataformats="HWC"), pictures.step)
 
     def on_event(self, event: Event) -> None:
         """The ledger as text, and what can be drawn of it as curves."""
-        self._writer.add_text(f"events/{event.kind}", event.message, event.step)
+        self._add(summary.text(f"events/{event.kind}", event.message), event.step)
         for name in _CURVES.get(event.kind, ()):
-            self._writer.add_scalar(f"checkpoint/{name}", event.details[name], event.step)
+            self._add(summary.scalar(f"checkpoint/{name}", event.details[name]), event.step)
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        self._writer.close()
+        """Make the file durable."""
+        self._file.close()
+
+    def _add(self, values: summary_pb2.Summary, step: int) -> None:
+        self._write(event_pb2.Event(step=step, summary=values))
+
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
 
 
-def _open_lines(path: Path) -> TextIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "a", encoding="utf-8")
+def _new_event_file(folder: Path) -> Path:
+    """A name that TensorBoard reads after those of earlier files, which it takes in the order of their names."""
+    begin = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+    return next(path for number in itertools.count() if not (path := folder / f"{begin}.{number}").exists())
 
 
-def _write_line(file: TextIO, record: dict[str, object], *, durably: bool = False) -> None:
-    try:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        if durably:
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ConfigError(
-            f"output: {file.name} cannot be written: {error.strerror}. Make room there, or set output to a folder on a disk with space;"
-            " the same command then goes on from the newest checkpoint."
-        ) from error
+def _json_line(record: Mapping[str, object]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _code_block(text: str, language: str) -> str:

@@ -1,26 +1,29 @@
 """Reporter: turns what the loop knows into values for the observers; on ranks other than 0 it has none to tell."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from vitscale.checkpoint.saver import SaveOutcome
 from vitscale.config import NonFiniteLossError
+from vitscale.data.types import LostSample
 from vitscale.train.clock import timing_of
 from vitscale.train.goodput import RunningShares, TimeLedger
 from vitscale.train.guards import NonFinite, non_finite_message
 from vitscale.train.pending import StepSummary
 from vitscale.train.reports import DataReport, EvaluationReport, Event, InputPictures, Observer, StepReport
-from vitscale.train.skipped_steps import find_skipped_steps, skipped_message
+from vitscale.train.skipped_steps import skipped_message
 from vitscale.train.state import TrainState
+
+_SHOWN_LOSSES = 16
 
 
 class Reporter:
     """Reports to `observers`, which are empty on all ranks but 0.
 
     `batch_ids(step)` gives the sample ids of a whole global batch, `newest_checkpoint()` the name of the last good one,
-    `memory_bytes()` the peak use of the device. More than `max_skipped_steps` steps in a row without a finite gradient end the
-    run. `known_values` are the newest figures of an earlier attempt, for a run that is finished already. `ledger` counts the
-    time, `shares` adds it to that of earlier attempts.
+    `memory_bytes()` the peak use of the device. `known_values` are the newest figures of an earlier attempt, for a run that is
+    finished already. `ledger` counts the time, `shares` adds it to that of earlier attempts.
     """
 
     def __init__(
@@ -31,7 +34,6 @@ class Reporter:
         batch_ids: Callable[[int], Sequence[int]],
         newest_checkpoint: Callable[[], str],
         memory_bytes: Callable[[], int],
-        max_skipped_steps: int,
         known_values: Mapping[str, float],
         ledger: TimeLedger,
         shares: RunningShares,
@@ -41,8 +43,6 @@ class Reporter:
         self._batch_ids = batch_ids
         self.newest_checkpoint = newest_checkpoint
         self._memory_bytes = memory_bytes
-        self._max_skipped_steps = max_skipped_steps
-        self._skipped_in_a_row = 0
         self._failed_saves = 0
         self.last_saved: int | None = None
         """The newest step that this attempt has committed; on rank 0."""
@@ -115,14 +115,27 @@ class Reporter:
         for observer in self._observers:
             observer.on_pictures(pictures)
 
-    def skipped(self, summary: StepSummary) -> NonFinite | None:
-        """Report which of the steps since the last report were skipped; the one that ends the run, if one does. Equal on all ranks."""
-        found = find_skipped_steps(summary, in_a_row=self._skipped_in_a_row, max_in_a_row=self._max_skipped_steps)
-        self._skipped_in_a_row = found.in_a_row
-        for step in found.steps:
+    def lost_samples(self, step: int, lost: Sequence[LostSample]) -> None:
+        """Report samples that were lost: one event for each shard, since a missing one may have thousands, all of which the ledger
+        of lost samples lists."""
+        for shard, group in itertools.groupby(sorted(lost, key=lambda sample: sample.shard), key=lambda sample: sample.shard):
+            of_shard = list(group)
+            first, count = of_shard[0], sum(sample.num_lost for sample in of_shard)
+            instead = "" if first.replaced_by is None else f"; sample {first.sample_id} was replaced by {first.replaced_by}"
+            self.event(
+                "lost_samples",
+                step=step,
+                message=f"{count} samples of {shard} were lost{instead}: {first.reason}",
+                shard=shard,
+                count=count,
+                samples=[[sample.epoch, sample.sample_id, sample.replaced_by] for sample in of_shard[:_SHOWN_LOSSES]],
+            )
+
+    def skipped(self, steps: Sequence[int]) -> None:
+        """Report steps that were skipped."""
+        for step in steps:
             sample_ids = list(self._batch_ids(step))
             self.event("skipped_step", step=step, message=skipped_message(step, sample_ids=sample_ids), sample_ids=sample_ids)
-        return found.fatal
 
     def fail(self, found: NonFinite) -> NoReturn:
         """Report the step that ends the run, and raise `NonFiniteLossError`."""

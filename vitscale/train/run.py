@@ -1,8 +1,6 @@
 """Run: everything a training run holds while it runs, and the few actions of the loop that touch more than one of them."""
 
 import contextlib
-import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +8,8 @@ from vitscale.checkpoint.layout import step_folder
 from vitscale.checkpoint.saver import CheckpointSaver, SaveOutcome
 from vitscale.config import CheckpointError, CorruptionError, DataError, StopRequested, UserError
 from vitscale.data.loader import TrainLoader
-from vitscale.data.types import Batch, LostSample
+from vitscale.data.types import Batch
 from vitscale.dist.agreement import jointly, on_main
-from vitscale.dist.collectives import gather_json
 from vitscale.engine.engine import Engine
 from vitscale.plan.plan import Plan
 from vitscale.run_config import RunConfig, dump_run_config
@@ -25,14 +22,14 @@ from vitscale.train.guards import StopRequest, Verdict
 from vitscale.train.losses import LossLedger
 from vitscale.train.pending import StepSummary
 from vitscale.train.pictures import captions
+from vitscale.train.rank_report import RankReport, share, total_io
 from vitscale.train.reporter import Reporter
 from vitscale.train.reports import DataReport, InputPictures
 from vitscale.train.run_dir import RunDirectory
 from vitscale.train.sample_log import SampleLog
+from vitscale.train.skipped_steps import SkipGuard
 from vitscale.train.state import TrainState, host_state, last_step
 from vitscale.train.watch import Watch
-
-_SHOWN_LOSSES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +73,7 @@ class Run:
     reporter: Reporter
     sample_log: SampleLog
     losses: LossLedger
+    skips: SkipGuard
     epoch_samples: int | None
     stop: StopRequest
     ledger: TimeLedger
@@ -170,22 +168,20 @@ class Run:
 
     def _report(self, state: TrainState, summary: StepSummary, *, lr: float) -> None:
         own = self.watch.own_seconds(self.ledger.host_seconds, forward_seconds=self.engine.take_forward_seconds())
-        data = self.check_losses(state, own_seconds=own)
-        fatal = self.reporter.skipped(summary)
-        if fatal is not None:
-            self.finish_saves(state)
-            self.reporter.fail(fatal)
+        ranks = share(RankReport(lost=self.losses.take_unshared(), io=self.batches.take_io(), own_seconds=own))
+        self._tell_stragglers(state, ranks)
+        self._count_losses(state, ranks)
+        self._count_skipped_steps(state, summary)
+        data = DataReport(lost_samples=self.losses.count, io=total_io(ranks))
         self.reporter.steps(state, summary, lr=lr, images_per_step=self.plan.global_batch, data=data)
 
-    def check_losses(self, state: TrainState, *, own_seconds: float | None = None) -> DataReport:
-        """Report the samples lost since the last call, what reading has cost, and ranks that have become slow. All ranks; raises
-        `DataError` past the budget. `own_seconds` is this rank's own work since the last call, where that is known."""
-        gathered = gather_json({"lost": self.losses.take_unshared(), "io": self.batches.take_io(), "own": own_seconds})
-        for finding in self.watch.judge([rank["own"] for rank in gathered]):
+    def _tell_stragglers(self, state: TrainState, ranks: Sequence[RankReport]) -> None:
+        for finding in self.watch.judge([rank.own_seconds for rank in ranks]):
             self.reporter.event(finding.kind, step=state.step, message=finding.message, rank=finding.rank, ratio=finding.ratio)
-        lost = self.losses.merge(entry for rank in gathered for entry in rank["lost"])
-        for shard, of_shard in itertools.groupby(sorted(lost, key=lambda sample: sample.shard), key=lambda sample: sample.shard):
-            self._tell_losses(state, shard=shard, lost=list(of_shard))
+
+    def _count_losses(self, state: TrainState, ranks: Sequence[RankReport]) -> None:
+        """Report the samples that any rank has lost. Raises `DataError` past the budget."""
+        self.reporter.lost_samples(state.step, self.losses.merge(entry for rank in ranks for entry in rank.lost))
         too_many = self.losses.exceeds(
             max_fraction=self.config.data.max_lost_fraction, samples=state.samples, epoch_samples=self.epoch_samples
         )
@@ -193,23 +189,14 @@ class Run:
             self.finish_saves(state)
             on_main(self.losses.forget_unsaved)
             raise DataError(too_many)
-        totals = Counter[str]()
-        for rank in gathered:
-            totals.update(rank["io"])
-        return DataReport(lost_samples=self.losses.count, io=dict(totals))
 
-    def _tell_losses(self, state: TrainState, *, shard: str, lost: Sequence[LostSample]) -> None:
-        """One event for each shard: a missing one may have thousands of samples, all of which the ledger lists."""
-        first = lost[0]
-        instead = "" if first.replaced_by is None else f"; sample {first.sample_id} was replaced by {first.replaced_by}"
-        self.reporter.event(
-            "lost_samples",
-            step=state.step,
-            message=f"{sum(sample.num_lost for sample in lost)} samples of {shard} were lost{instead}: {first.reason}",
-            shard=shard,
-            count=sum(sample.num_lost for sample in lost),
-            samples=[[sample.epoch, sample.sample_id, sample.replaced_by] for sample in lost[:_SHOWN_LOSSES]],
-        )
+    def _count_skipped_steps(self, state: TrainState, summary: StepSummary) -> None:
+        """Report the steps that were skipped. Raises `NonFiniteLossError` where the run cannot go on."""
+        found = self.skips.judge(summary)
+        self.reporter.skipped(found.steps)
+        if found.fatal is not None:
+            self.finish_saves(state)
+            self.reporter.fail(found.fatal)
 
     def begins_stage(self, state: TrainState) -> bool:
         """Whether the batch after `state` is the first of this attempt or of a stage: kernels for it are built and chosen."""
@@ -245,7 +232,13 @@ class Run:
     def _save(self, state: TrainState, *, last: bool) -> None:
         ended = self.saver.begin(
             step=state.step,
-            state=host_state(state, config=self.config, data=self.data_identity, lost=self.losses.save(state.step)),
+            state=host_state(
+                state,
+                config=self.config,
+                data=self.data_identity,
+                lost=self.losses.save(state.step),
+                skipped_in_a_row=self.skips.in_a_row,
+            ),
             config_text=dump_run_config(self.config),
         )
         ended += self.saver.finish() if last else []

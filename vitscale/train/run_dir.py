@@ -81,12 +81,18 @@ class RunDirectory:
         return {key: value for key, value in values.items() if key not in ("step", "samples")}
 
     def evaluations_of(self, step: int) -> set[str]:
-        """Names of the evaluations whose results at `step` are in metrics.jsonl."""
+        """Names of the evaluations whose results at `step` are in metrics.jsonl. Reads only its lines from there on."""
         if not self.metrics.exists():
             return set()
-        records = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
-        keys = [key.split("/") for record in records if record["step"] == step for key in record]
-        return {parts[1] for parts in keys if parts[0] == "eval"}
+        names: set[str] = set()
+        with open(self.metrics, "rb") as file:
+            for line in _newest_lines(file):
+                at = _step_of(line.content)
+                if at < step:
+                    break
+                if at == step:
+                    names |= {key.split("/")[1] for key in json.loads(line.content) if key.startswith("eval/")}
+        return names
 
     def rewind_logs(self, *, step: int) -> None:
         """Drop what the logs say of steps after `step`, which are about to be done again. Rank 0 only."""
@@ -118,18 +124,34 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line with its newline, and the byte that it begins at."""
+
+    start: int
+    content: bytes
+
+
 def _keep_lines(path: Path, *, last_step: int) -> None:
     """Cut a log of rising steps after its last whole line of a step up to `last_step`; what is kept is not read."""
     with open(path, "r+b") as file:
         end = file.seek(0, os.SEEK_END)
-        while end:
-            start = _line_start(file, end=end)
-            file.seek(start)
-            if _step_of(file.read(end - start)) <= last_step:
+        for line in _newest_lines(file):
+            if _step_of(line.content) <= last_step:
                 break
-            end = start
+            end = line.start
         file.truncate(end)
         os.fsync(file.fileno())
+
+
+def _newest_lines(file: BinaryIO) -> Iterator[_Line]:
+    """The lines from the last to the first; each is read when it is asked for."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = _line_start(file, end=end)
+        file.seek(start)
+        yield _Line(start=start, content=file.read(end - start))
+        end = start
 
 
 def _line_start(file: BinaryIO, *, end: int) -> int:

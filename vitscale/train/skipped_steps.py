@@ -20,6 +20,24 @@ class SkippedSteps:
     fatal: NonFinite | None
 
 
+class SkipGuard:
+    """Judges the steps of a run, report by report: more than `max_in_a_row` skipped ones, one after another, end it.
+
+    `in_a_row` are those at the end of what the run goes on from: a restart is no way around the limit.
+    """
+
+    def __init__(self, *, max_in_a_row: int, in_a_row: int = 0) -> None:
+        self._max_in_a_row = max_in_a_row
+        self.in_a_row = in_a_row
+        """Skipped at the end of what was judged so far."""
+
+    def judge(self, summary: StepSummary) -> SkippedSteps:
+        """Judge the steps since the last report. Equal on all ranks."""
+        found = find_skipped_steps(summary, in_a_row=self.in_a_row, max_in_a_row=self._max_in_a_row)
+        self.in_a_row = found.in_a_row
+        return found
+
+
 def find_skipped_steps(summary: StepSummary, *, in_a_row: int, max_in_a_row: int) -> SkippedSteps:
     """Judge the steps since the last report, before which the last `in_a_row` steps were skipped.
 

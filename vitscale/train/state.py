@@ -29,9 +29,12 @@ def last_step(start: TrainState, *, num_samples: int, global_batch: int) -> int:
     return start.step + max(0, num_samples - start.samples) // global_batch
 
 
-def host_state(state: TrainState, *, config: RunConfig, data: dict[str, Any], lost: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON kept in a checkpoint. `data` identifies the data set and the order, `lost` is the ledger of replaced samples;
-    the cursor counts samples over all epochs, `schedule` is the point of the learning rate's that the next step begins at."""
+def host_state(
+    state: TrainState, *, config: RunConfig, data: dict[str, Any], lost: list[dict[str, Any]], skipped_in_a_row: int
+) -> dict[str, Any]:
+    """The JSON kept in a checkpoint. `data` identifies the data set and the order, `lost` is the ledger of replaced samples,
+    `skipped_in_a_row` counts the steps up to this one that were skipped one after another; the cursor counts samples over all
+    epochs, `schedule` is the point of the learning rate's that the next step begins at."""
     rng = {"scheme": "counter", "seed": config.seed, "keys": ["seed, view, sample id", "seed, step, rank", "seed, parameter name"]}
     cursor = {**data, "consumed": state.samples}
     total = config.train.num_samples
@@ -45,6 +48,7 @@ def host_state(state: TrainState, *, config: RunConfig, data: dict[str, Any], lo
         "schedule": schedule,
         "config_hash": config_hash(config),
         "lost": lost,
+        "skipped_in_a_row": skipped_in_a_row,
     }
 
 
