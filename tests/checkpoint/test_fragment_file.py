@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis
@@ -157,6 +158,24 @@ def test_only_so_many_files_stay_open_and_all_are_closed_at_the_end(tmp_path: Pa
         assert len(os.listdir("/proc/self/fd")) <= before + 2
     del files
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_others_close_meanwhile_is_read_to_its_end(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(4)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 1000)
+    files = OpenFiles(limit=1)
+
+    def read_all(first: int) -> None:
+        for number in [(first + turn) % 4 for turn in range(400)]:
+            into = bytearray(1000)
+            assert files.read(paths[number], offset=0, into=memoryview(into)) == 1000
+            assert into == bytes([number]) * 1000
+
+    before = len(os.listdir("/proc/self/fd"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_all, range(4)))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
 def test_a_read_that_the_kernel_cuts_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

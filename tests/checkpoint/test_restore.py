@@ -65,15 +65,15 @@ def test_restoring_at_another_world_size_takes_no_memory_beside_the_state(tmp_pa
     assert report["extra_mib"] < 4, report
 
 
-def test_a_device_that_files_cannot_be_read_into_is_filled_by_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_files_cannot_be_read_into_is_filled_by_a_few_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = make_tensors(seed=1)
     path = save_as(saved, folder=tmp_path, step=1, world_size=3, zero_stage=3)
     monkeypatch.setattr(restore, "CHUNK_ELEMENTS", 4)
-    read, hosts = CheckpointReader.read_into, set[int]()
+    read, hosts = CheckpointReader.read_into, list[int]()
 
     def noting(reader: CheckpointReader, into: torch.Tensor, **where: Any) -> None:
         assert into.numel() <= 4
-        hosts.add(into.data_ptr())
+        hosts.append(into.data_ptr())
         read(reader, into, **where)
 
     class OnDevice(torch.Tensor):
@@ -84,7 +84,8 @@ def test_a_device_that_files_cannot_be_read_into_is_filled_by_the_chunk(tmp_path
     with mock.patch.object(CheckpointReader, "read_into", noting):
         restore_checkpoint(CheckpointReader(path), store=store)
     assert store.matches(saved)
-    assert len(hosts) == 1, "one chunk, used again"
+    assert len(hosts) >= 10 * restore._READING_THREADS
+    assert len(set(hosts)) <= restore._READING_THREADS, "one chunk for each thread, used again"
 
 
 @pytest.mark.gpu
@@ -149,6 +150,17 @@ def test_one_rank_that_cannot_read_fails_the_restore_on_all(tmp_path: Path) -> N
 
     with mock.patch.object(FakeStore, "held", held), pytest.raises(CheckpointError, match=r"backbone\.b has shape \(7,\)"):
         _restore(path, into=make_tensors(seed=2), world_size=3)
+
+
+def test_a_file_that_ends_too_early_after_all_fails_the_restore_on_all(tmp_path: Path) -> None:
+    path = save_as(make_tensors(seed=1), folder=tmp_path, step=1, world_size=2)
+    stores = [FakeStore(make_tensors(seed=2), rank=rank, world_size=2, zero_stage=1) for rank in range(2)]
+    readers = [CheckpointReader(path) for _ in stores]
+    with (path / "rank-00001.safetensors").open("r+b") as file:
+        file.truncate((path / "rank-00001.safetensors").stat().st_size - 2)
+    results = SimulatedRanks(2).run(lambda rank: restore_checkpoint(readers[rank], store=stores[rank]))
+    assert all(isinstance(result, CheckpointError) for result in results), results
+    assert {str(result).partition(" ends within ")[0] for result in results} == {f"{path / 'rank-00001.safetensors'}:"}
 
 
 def test_values_are_written_into_live_memory(tmp_path: Path) -> None:

@@ -70,30 +70,38 @@ def _held(engine: Any) -> dict[tuple[str, str], torch.Tensor]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_replicated_state_is_written_in_even_slices(world_size: int) -> None:
+def test_replicated_state_is_written_in_even_shares_of_few_pieces(world_size: int) -> None:
     values = torch.arange(10.0)
-    piece = Piece(name="w", shape=(2, 5), start=0, count=10, offset=0)
-    written: list[float] = []
+    pieces = [Piece(name="w", shape=(2, 5), start=0, count=10, offset=0), Piece(name="b", shape=(), start=0, count=1, offset=0)]
+    written: dict[tuple[str, str], list[float]] = {}
     counts: list[int] = []
+    num_pieces = 0
     for rank in range(world_size):
-        parameter = torch.nn.Parameter(values.clone().view(2, 5))
-        shard = MasterShard(values=parameter.data.view(-1), state_key=parameter, pieces=(piece,))
+        parameters = [torch.nn.Parameter(values[: piece.count].clone().view(piece.shape)) for piece in pieces]
         store = EngineStore(
             zero_stage=0,
             rank=rank,
             world_size=world_size,
-            shards=[shard],
+            shards=[
+                MasterShard(values=parameter.data.view(-1), state_key=parameter, pieces=(piece,))
+                for parameter, piece in zip(parameters, pieces, strict=True)
+            ],
             averages=None,
-            optimizer=torch.optim.AdamW([parameter]),
+            optimizer=torch.optim.AdamW(parameters),
             refresh=lambda: None,
         )
-        owned = [f for f in store.owned() if f.kind == "weight"]
-        assert [f.start for f in owned] == [len(written)][: len(owned)]
-        written += [value for f in owned for value in f.values.tolist()]
-        counts.append(sum(f.values.numel() for f in owned))
-        assert [f.values.numel() for f in store.held()] == [10, 10, 10]
-    assert written == values.tolist()
+        assert [f.values.numel() for f in store.held()] == [10, 10, 10, 1, 1, 1]
+        for fragment in store.owned():
+            so_far = written.setdefault((fragment.name, fragment.kind), [])
+            assert fragment.start == len(so_far)
+            so_far += fragment.values.tolist()
+        counts.append(sum(f.values.numel() for f in store.owned()))
+        num_pieces += len(list(store.owned()))
+    assert written.pop(("w", "weight")) == values.tolist()
+    assert written.pop(("b", "weight")) == [0.0]
+    assert sorted(map(len, written.values())) == [1, 1, 10, 10], "both moments of both"
     assert max(counts) - min(counts) <= 1
+    assert num_pieces <= 6 + world_size - 1, "a piece for each tensor, and one more for each border between ranks"
 
 
 @pytest.fixture(scope="module")

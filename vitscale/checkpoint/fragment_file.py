@@ -10,6 +10,7 @@ import json
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,37 +85,37 @@ def read_pieces(path: Path) -> list[Piece]:
 
 class OpenFiles:
     """Files that stay open between reads of their ranges, the most recently used ones: a file system of a cluster takes
-    milliseconds to open one. They are closed with this object."""
+    milliseconds to open one. Any thread may read. A file is closed when it is neither among these nor being read."""
 
     def __init__(self, *, limit: int = 32) -> None:
         self._limit = limit
-        self._descriptors: dict[Path, int] = {}
+        self._files: dict[Path, _OpenFile] = {}
+        self._lock = threading.Lock()
 
     def read(self, path: Path, *, offset: int, into: memoryview) -> int:
         """Fill `into` with the bytes of the file from `offset` on; how many there were."""
-        descriptor = self._descriptor(path)
+        file = self._open(path)
         done = 0
         # One call reads 2 GiB at most.
-        while done < len(into) and (count := os.preadv(descriptor, [into[done:]], offset + done)):
+        while done < len(into) and (count := os.preadv(file.descriptor, [into[done:]], offset + done)):
             done += count
         return done
 
-    def close(self) -> None:
-        """Close all of them."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+    def _open(self, path: Path) -> "_OpenFile":
+        with self._lock:
+            file = self._files.pop(path, None) or _OpenFile(path)
+            self._files[path] = file
+            if len(self._files) > self._limit:
+                del self._files[next(iter(self._files))]
+            return file
 
-    def __del__(self) -> None:
-        self.close()
 
-    def _descriptor(self, path: Path) -> int:
-        descriptor = self._descriptors.pop(path, None)
-        if descriptor is None:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._descriptors[path] = descriptor
-        if len(self._descriptors) > self._limit:
-            os.close(self._descriptors.pop(next(iter(self._descriptors))))
-        return descriptor
+class _OpenFile:
+    """Closed with the last reference to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def read_range(piece: Piece, *, start: int, stop: int, into: Tensor, files: OpenFiles) -> None:

@@ -1,7 +1,10 @@
 """Restoring a checkpoint into a running engine, at whatever world size and ZeRO stage it has now."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +16,9 @@ from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError
 from vitscale.dist.agreement import on_every_rank
 
+T = TypeVar("T")
+
+_READING_THREADS = 4
 _SHOWN_PROBLEMS = 5
 _OTHER_MODEL = (
     "Go on with the model that the checkpoint's config.yaml describes, or train this one under another name (name=...), with init_from"
@@ -26,7 +32,7 @@ def restore_checkpoint(reader: CheckpointReader, *, store: ShardStore, missing_e
     `missing_ema` says what to do when the run keeps a moving average and the checkpoint has none: refuse, or start the
     average from the weights. Raises `CheckpointError` on all ranks, before anything is written, when names or shapes differ.
 
-    State in host memory is filled straight from the files, that on a GPU through one page-locked chunk of 4 MiB: beside the map
+    State in host memory is filled straight from the files, that on a GPU through four page-locked chunks of 4 MiB: beside the map
     of the pieces, which the reader holds, and what the store takes to refresh its copies, this is all the memory it needs,
     whatever wrote the checkpoint.
     """
@@ -81,15 +87,43 @@ def _shortened(items: Sequence[str]) -> str:
 
 
 def _fill(store: ShardStore, *, reader: CheckpointReader, sources: dict[Kind, Kind]) -> None:
+    """Several reads at a time: one alone waits for the disk, then copies while the disk waits."""
+    parts = _Shared(_parts(store.held()))
+    with disk_errors(), ThreadPoolExecutor(_READING_THREADS) as pool:
+        for filled in [pool.submit(_fill_parts, parts, reader=reader, sources=sources) for _ in range(_READING_THREADS)]:
+            filled.result()
+
+
+def _fill_parts(parts: Iterable[Fragment], *, reader: CheckpointReader, sources: dict[Kind, Kind]) -> None:
     chunk: Tensor | None = None
-    with disk_errors(), torch.no_grad():
-        for fragment in store.held():
-            values, source = fragment.values.detach(), sources[fragment.kind]
-            if values.is_cpu:
-                reader.read_into(values, name=fragment.name, kind=source, start=fragment.start)
-                continue
-            chunk = torch.empty(CHUNK_ELEMENTS, dtype=torch.float32, pin_memory=values.is_cuda) if chunk is None else chunk
-            for number, part in enumerate(values.split(CHUNK_ELEMENTS)):
-                host = chunk[: part.numel()]
-                reader.read_into(host, name=fragment.name, kind=source, start=fragment.start + number * CHUNK_ELEMENTS)
-                part.copy_(host)
+    for part in parts:
+        values, source = part.values, sources[part.kind]
+        if values.is_cpu:
+            reader.read_into(values, name=part.name, kind=source, start=part.start)
+            continue
+        chunk = torch.empty(CHUNK_ELEMENTS, dtype=torch.float32, pin_memory=values.is_cuda) if chunk is None else chunk
+        host = chunk[: values.numel()]
+        reader.read_into(host, name=part.name, kind=source, start=part.start)
+        values.copy_(host)
+
+
+def _parts(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
+    """The fragments in pieces of one chunk at most."""
+    for fragment in fragments:
+        for number, values in enumerate(fragment.values.detach().split(CHUNK_ELEMENTS)):
+            yield replace(fragment, start=fragment.start + number * CHUNK_ELEMENTS, values=values)
+
+
+class _Shared(Generic[T]):
+    """An iterator that several threads take from."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        with self._lock:
+            return next(self._items)

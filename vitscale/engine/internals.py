@@ -92,7 +92,7 @@ def whole_parameters(names: dict[nn.Parameter, str], *, zero_stage: int) -> dict
 def refresh_forward_weights(engine: Any, *, zero_stage: int) -> None:
     """Make what forward reads equal to the master weights, after these were written. Collective."""
     if zero_stage in (1, 2):
-        engine.optimizer.update_lp_params()
+        _refresh_flat_partitions(engine.optimizer)
     elif zero_stage == 3:
         _refresh_stage_3(engine.optimizer)
 
@@ -170,6 +170,15 @@ def _sub_groups(engine: Any, names: dict[nn.Parameter, str]) -> Iterator[MasterS
             offset += width
         assert offset == master.numel(), f"a ZeRO-3 sub-group holds {master.numel()} elements, its slices {offset}"
         yield MasterShard(values=master.data, state_key=master, pieces=tuple(pieces))
+
+
+def _refresh_flat_partitions(zero: Any) -> None:
+    """What DeepSpeed's update_lp_params does, bit for bit, in place: gathering takes the size of a whole group beside it with gloo."""
+    groups = zero.parallel_partitioned_bit16_groups, zero.single_partition_of_fp32_groups, zero.real_dp_process_group
+    for parts, master, group in zip(*groups, strict=True):
+        parts[group.rank()].data.copy_(master.data)
+        for rank, part in enumerate(parts):
+            torch.distributed.broadcast(part.data, group_src=rank, group=group)
 
 
 def _refresh_stage_3(zero: Any) -> None:

@@ -1,6 +1,7 @@
 """The sharded state of a running engine as fragments: the `ShardStore` that checkpoints read and write."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -45,21 +46,20 @@ class EngineStore:
                     yield Fragment(name=piece.name, kind=kind, shape=piece.shape, start=piece.start, values=values)
 
     def owned(self) -> Iterator[Fragment]:
-        """What this rank writes. At stage 0 an even slice of every tensor, so that all ranks write equally much."""
+        """What this rank writes. At stage 0 an even share of the elements of all tensors, laid end to end: so all ranks write
+        equally much, and hardly more pieces come of it than there are tensors."""
+        if self.zero_stage > 0:
+            yield from self.held()
+            return
+        total = sum(fragment.values.numel() for fragment in self.held())
+        low, high = (total * rank // self._world_size for rank in (self._rank, self._rank + 1))
+        position = 0
         for fragment in self.held():
-            if self.zero_stage > 0:
-                yield fragment
-                continue
             count = fragment.values.numel()
-            begin, end = count * self._rank // self._world_size, count * (self._rank + 1) // self._world_size
+            begin, end = max(0, low - position), min(count, high - position)
             if begin < end:
-                yield Fragment(
-                    name=fragment.name,
-                    kind=fragment.kind,
-                    shape=fragment.shape,
-                    start=fragment.start + begin,
-                    values=fragment.values[begin:end],
-                )
+                yield replace(fragment, start=fragment.start + begin, values=fragment.values[begin:end])
+            position += count
 
     def optimizer_steps(self) -> int:
         """Adam's step count, which all parameters share: a step is taken for all of them or skipped. Waits for the device."""
