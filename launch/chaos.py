@@ -11,7 +11,8 @@ from vitscale.train.events_file import read_events
 from vitscale.train.faults import forget_requests
 from vitscale.train.goodput_report import read_goodput
 
-from .chaos_faults import FaultNotDone, Faults, Injection, RemoteSignals, read_state
+from .chaos_faults import FaultNotDone, Faults, Injection, read_state
+from .chaos_machines import RemoteMachines
 from .chaos_plan import ENDS_ATTEMPT, ChaosPlan
 from .chaos_summary import find_effects, format_summary
 from .launcher import Supervision, launch_training
@@ -36,7 +37,7 @@ def rehearse(
 
     However the training ends: what it raises is raised after the summary.
     """
-    chaos = Chaos(config.run_dir, plan=plan, signals=None if address is None else RemoteSignals(address))
+    chaos = Chaos(config.run_dir, plan=plan, machines=None if address is None else RemoteMachines(address))
     try:
         with chaos:
             launch_training(
@@ -60,13 +61,13 @@ def rehearse(
 class Chaos:
     """Does the faults of a plan in a thread of its own, from `with` on."""
 
-    def __init__(self, run_dir: Path, *, plan: ChaosPlan, signals: RemoteSignals | None) -> None:
+    def __init__(self, run_dir: Path, *, plan: ChaosPlan, machines: RemoteMachines | None) -> None:
         self.injections: list[Injection] = []
         """What was done so far."""
-        self._run_dir, self._plan, self._signals = run_dir, plan, signals
+        self._run_dir, self._plan, self._machines = run_dir, plan, machines
         self._is_over = threading.Event()
         self._ledger = LaunchLedger(run_dir / "events.jsonl")
-        self._faults = Faults(run_dir=run_dir, plan=plan, wait=self._is_over.wait, signals=signals)
+        self._faults = Faults(run_dir=run_dir, plan=plan, wait=self._is_over.wait, machines=machines)
         self._num_events = 0
         self._thread = threading.Thread(target=self._work, name="chaos")
 
@@ -79,8 +80,8 @@ class Chaos:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._is_over.set()
         self._thread.join()
-        if self._signals is not None:
-            self._signals.close()
+        if self._machines is not None:
+            self._machines.close()
         forget_requests(self._run_dir)
 
     def _work(self) -> None:
@@ -96,6 +97,8 @@ class Chaos:
 
     def _note(self, injection: Injection) -> None:
         self.injections.append(injection)
+        if injection.kind in ENDS_ATTEMPT:
+            self._num_events = len(_events(self._run_dir))  # the next attempt begins after these
         message = f"rehearsal: {injection.kind} on rank {injection.rank}, after step {injection.step}"
         self._ledger.event("fault", message, rank=injection.rank, step=injection.step, reason=str(injection.kind))
 
@@ -107,14 +110,14 @@ class Chaos:
         return not self._is_over.is_set()
 
     def _is_training(self) -> bool:
-        """Whether the newest attempt of this rehearsal has begun, nothing has ended it, and its ranks have shown that they live."""
+        """Whether the newest attempt has begun since the last fault that ends one, nothing has ended it, and its ranks live."""
         begun: dict[str, Any] | None = None
         for event in _events(self._run_dir)[self._num_events :]:
             if event["event"] in ("start", "resume"):
                 begun = event
             elif event["event"] in _ENDS:
                 begun = None
-        if begun is None or any(injection.kind in ENDS_ATTEMPT and injection.time > begun["time"] for injection in self.injections):
+        if begun is None:
             return False
         states = [read_state(self._run_dir, rank) for rank in range(begun["world_size"])]
         return all(state is not None and not state.closed and state.phase != "start" for state in states) and (

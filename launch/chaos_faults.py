@@ -11,15 +11,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
-from vitscale.config import UserError
 from vitscale.train.faults import INNER_FAULTS, FaultRequest, read_receipt, request_fault
 from vitscale.train.hang_rules import RankState
 from vitscale.train.progress import read_progress
 
 from .chaos_plan import ChaosPlan, Fault, FaultKind
-from .remote import ClusterProcess, Connection
+from .link import DOWN_AND_UP
 
 _SIGNALS = {FaultKind.KILL: signal.SIGKILL, FaultKind.STOP: signal.SIGSTOP}
 _LEFT_FREE_BYTES = 2**20
@@ -42,15 +41,28 @@ class FaultNotDone(Exception):
     """Why a fault could not be done now. The rehearsal goes on with the next one."""
 
 
+class Machines(Protocol):
+    """The machines of a cluster; see `RemoteMachines`, which does this."""
+
+    def reach(self) -> None:
+        """Be ready for what follows."""
+
+    def signal(self, number: int, *, pid: int, host: str) -> None:
+        """To a process of one of them."""
+
+    def cut(self, interface: str, *, seconds: float, host: str) -> None:
+        """One of them off."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """Does faults to the run in `run_dir`. `wait` sleeps, and returns at once where the rehearsal is over. `signals` reaches
-    processes of other machines; None where all ranks are on this one."""
+    """Does faults to the run in `run_dir`. `wait` sleeps, and returns at once where the rehearsal is over. `machines` are where the
+    ranks are; None where all are on this one."""
 
     run_dir: Path
     plan: ChaosPlan
     wait: Callable[[float], bool]
-    signals: "RemoteSignals | None" = None
+    machines: Machines | None = None
 
     def do(self, fault: Fault, *, tell: Callable[[Injection], None]) -> None:
         """Do it, and `tell` as soon as it has begun. Returns when a full disk or a dead link is over. Raises `FaultNotDone`."""
@@ -58,8 +70,9 @@ class Faults:
             tell(self._ask_rank(fault))
             return
         if fault.kind in _SIGNALS:
+            state = self._state(fault.rank)
             begun = self._injection(fault)
-            self._signal(_SIGNALS[fault.kind], rank=fault.rank)
+            self._signal(_SIGNALS[fault.kind], state=state)
             tell(begun)
             return
         with self._lasting(fault):
@@ -74,19 +87,28 @@ class Faults:
             return full_disk(self.run_dir)
         assert fault.kind is FaultKind.NETWORK, fault.kind
         assert self.plan.interface is not None, "checked before"
-        return dead_link(self.plan.interface, seconds=self.plan.seconds)
+        if self.machines is None:
+            return dead_link(self.plan.interface, seconds=self.plan.seconds)
+        self.machines.cut(self.plan.interface, seconds=self.plan.seconds, host=self._state(fault.rank).host)
+        return contextlib.nullcontext()
 
-    def _signal(self, number: signal.Signals, *, rank: int) -> None:
+    def _state(self, rank: int) -> RankState:
+        """Of a rank whose machine is about to be asked for something."""
+        if self.machines is not None:
+            self.machines.reach()
         state = read_state(self.run_dir, rank)
         if state is None:
             raise FaultNotDone(f"rank {rank} has shown no sign of life")
-        if self.signals is not None and state.host != os.uname().nodename:
-            self.signals.send(number, pid=state.pid, host=state.host)
+        return state
+
+    def _signal(self, number: signal.Signals, *, state: RankState) -> None:
+        if self.machines is not None:
+            self.machines.signal(number, pid=state.pid, host=state.host)
             return
         try:
             os.kill(state.pid, number)
         except OSError as error:
-            raise FaultNotDone(f"process {state.pid} of rank {rank} cannot be signalled: {error.strerror}") from None
+            raise FaultNotDone(f"process {state.pid} of rank {state.rank} cannot be signalled: {error.strerror}") from None
 
     def _ask_rank(self, fault: Fault) -> Injection:
         kind = next(kind for kind in INNER_FAULTS if kind == fault.kind)
@@ -103,32 +125,6 @@ class Faults:
             if self.wait(0.1):
                 raise FaultNotDone("the run ended before the rank had looked")
         raise FaultNotDone(f"rank {fault.rank} has not looked at its request for {_SECONDS_FOR_RECEIPT:.0f} seconds")
-
-
-class RemoteSignals:
-    """Signals to processes of other machines, over a connection to Ray of its own: the run's waits for its workers."""
-
-    def __init__(self, address: str) -> None:
-        self._connection = Connection(ClusterProcess(), address=address, num_cpus=0)
-        self._is_joined = False
-
-    def send(self, number: signal.Signals, *, pid: int, host: str) -> None:
-        """Raises `FaultNotDone`."""
-        try:
-            if not self._is_joined:
-                self._connection.join()
-                self._is_joined = True
-            if not self._connection.is_there():
-                raise FaultNotDone("the Ray cluster does not answer")
-        except UserError as error:
-            raise FaultNotDone(str(error)) from None
-        answer = self._connection.ask({"do": "signal", "number": int(number), "pid": pid, "host": host})
-        if answer is not None:
-            raise FaultNotDone(f"process {pid} on {host} cannot be signalled: {answer}")
-
-    def close(self) -> None:
-        """Leave the cluster."""
-        self._connection.close()
 
 
 def read_state(run_dir: Path, rank: int) -> RankState | None:
@@ -168,11 +164,10 @@ def _fill(ballast: IO[bytes], folder: Path, *, left_bytes: int) -> int:
 @contextlib.contextmanager
 def dead_link(interface: str, *, seconds: float) -> Iterator[None]:
     """Take a network interface down for `seconds`. A process of its own brings it up again, whatever becomes of this one."""
-    program = 'ip link set "$0" down || exit 1; sleep "$1"; ip link set "$0" up'
-    process = subprocess.Popen(["sh", "-c", program, interface, str(seconds)], start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(["sh", "-c", DOWN_AND_UP, interface, "0", str(seconds)], start_new_session=True, stderr=subprocess.PIPE)
     try:
         yield
     finally:
         _, message = process.communicate()
         if process.returncode:
-            raise FaultNotDone(f"{interface} cannot be taken down: {message.decode().strip()}")
+            raise FaultNotDone(f"{interface} cannot be taken down and up again: {message.decode().strip()}")

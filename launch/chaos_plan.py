@@ -2,7 +2,6 @@
 
 import enum
 import itertools
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitscale.config import UsageError
+
+from .link import why_not
 
 _ROOMY_BYTES = 2 * 2**30
 _SHOWN = 10
@@ -71,8 +72,9 @@ class ChaosPlan:
                 made += 1
 
 
-def check_plan(plan: ChaosPlan, *, run_dir: Path, may_fill_disk: bool) -> None:
-    """Raise `UsageError` for what cannot be done here, or would disturb others."""
+def check_plan(plan: ChaosPlan, *, run_dir: Path, is_local: bool, may_fill_disk: bool) -> None:
+    """Raise `UsageError` for what cannot be done, or would disturb others. Where the run is not on this machine (`is_local`), what
+    the others allow is seen when it is tried."""
     if not plan.kinds:
         raise UsageError(f"--fault: say which, one or more of {', '.join(FaultKind)}")
     if plan.rank is not None and plan.rank >= plan.num_workers:
@@ -80,7 +82,7 @@ def check_plan(plan: ChaosPlan, *, run_dir: Path, may_fill_disk: bool) -> None:
     if FaultKind.DISK_FULL in plan.kinds and not may_fill_disk:
         _check_disk(run_dir)
     if FaultKind.NETWORK in plan.kinds:
-        _check_network(plan.interface)
+        _check_network(plan.interface, is_local=is_local)
 
 
 def describe_faults(plan: ChaosPlan) -> str:
@@ -100,10 +102,9 @@ def _check_disk(run_dir: Path) -> None:
         )
 
 
-def _check_network(interface: str | None) -> None:
+def _check_network(interface: str | None, *, is_local: bool) -> None:
     if interface is None:
         raise UsageError("--fault network: say which one with --interface NAME (`ip link` lists them)")
-    if not Path("/sys/class/net", interface).exists():
-        raise UsageError(f"--interface {interface}: this machine has no such network interface; `ip link` lists them")
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        raise UsageError("--fault network: taking an interface down needs root and the command `ip` (iproute2) on this machine")
+    reason = why_not(interface) if is_local else None
+    if reason is not None:
+        raise UsageError(f"--fault network --interface {interface}: {reason}")

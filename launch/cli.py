@@ -2,14 +2,20 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitscale.config.presentation import present_errors
 from vitscale_data_tools.pack_cli import make_request, run_pack, with_pack_options
+from vitscale_data_tools.shared_options import with_options
 
 from .chaos_plan import FaultKind
+
+if TYPE_CHECKING:
+    from vitscale.run_config import RunConfig
+
+    from .launcher import Supervision
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +35,7 @@ ShardsAtATimeOption = Annotated[
     typer.Option("--workers", metavar="N", min=1, help="Shards that are written at a time. Default: one per CPU of the cluster."),
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to join; default: RAY_ADDRESS, else one on this machine.")
+    str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to join. Default: RAY_ADDRESS, else a new one on this machine.")
 ]
 AllowChangeOption = Annotated[
     list[str] | None, typer.Option("--allow-change", metavar="KEY", help="On a resume, accept another value of this setting. Repeatable.")
@@ -43,10 +49,12 @@ RefillStepsOption = Annotated[
 ]
 MinWorkersOption = Annotated[
     int | None,
-    typer.Option("--min-workers", metavar="N", min=1, help="Go on with as few workers when machines are lost. Default: wait for them."),
+    typer.Option(
+        "--min-workers", metavar="N", min=1, help="Go on with as few as N workers when machines are lost. Default: wait for them."
+    ),
 ]
 WaitOption = Annotated[
-    float, typer.Option("--wait-for-cluster", metavar="SECONDS", min=0, help="Wait for a lost cluster, or for room in it.")
+    float, typer.Option("--wait-for-cluster", metavar="SECONDS", min=0, help="How long to wait for a lost cluster, or for room in it.")
 ]
 FaultOption = Annotated[
     list[FaultKind] | None, typer.Option("--fault", help="A fault to do, on one rank at a time. Repeatable; each comes equally often.")
@@ -60,7 +68,7 @@ CountOption = Annotated[int | None, typer.Option("--count", metavar="N", min=1, 
 ForOption = Annotated[float, typer.Option("--for", metavar="SECONDS", min=0, help="How long slow, disk-full and network last.")]
 FactorOption = Annotated[float, typer.Option("--factor", metavar="X", min=1, help="How many times as long a slow rank's steps take.")]
 InterfaceOption = Annotated[
-    str | None, typer.Option("--interface", metavar="NAME", help="The network interface of this machine that `network` takes down.")
+    str | None, typer.Option("--interface", metavar="NAME", help="The network interface that `network` takes down, on the rank's machine.")
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Let disk-full fill a file system with 2 GiB or more free.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; start nothing.")]
@@ -72,17 +80,12 @@ def launch() -> None:
     """Keep the commands' names in the command line, whatever their number."""
 
 
-@app.command(
-    epilog="Examples: vitscale-launch train configs/pretrain/fashion_mnist_vit.yaml --workers 2"
-    " | vitscale-launch train CONFIG name=trial optim.lr=1e-3 --workers 8 --address 10.0.0.1:6379"
-)
-def train(
+def _run_options(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     workers: WorkersOption = 1,
     address: AddressOption = None,
     allow_change: AllowChangeOption = None,
-    stop_at: StopAtOption = None,
     max_restarts: MaxRestartsOption = 3,
     refill_steps: RefillStepsOption = 200,
     min_workers: MinWorkersOption = None,
@@ -90,43 +93,53 @@ def train(
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
+    """Read for its signature only."""
+
+
+with_run_options = with_options(_run_options, name="run_values")
+"""Gives a command, besides its own options, those of a supervised run."""
+
+
+@app.command(
+    epilog="Examples: vitscale-launch train configs/pretrain/fashion_mnist_vit.yaml --workers 2"
+    " | vitscale-launch train CONFIG name=trial optim.lr=1e-3 --workers 8 --address 10.0.0.1:6379"
+)
+@with_run_options
+def train(run_values: Mapping[str, Any], stop_at: StopAtOption = None) -> None:
     """Train a run, or go on with it, in Ray Train workers.
 
     The same run as that of `vitscale train`: each goes on where the other stopped. When a worker, a machine or Ray itself
     dies, the workers are restarted from the newest committed checkpoint. SIGTERM, Ctrl-C and SIGUSR1 let them finish their
     step, save and stop (exit code 75); a second signal stops at once.
     """
-    with present_errors(debug=debug):
-        address = _prepare_ray(address)
-        run_config, shown = _load_run(config, overrides=overrides or [], workers=workers, plans=dry_run or address is None)
-        if dry_run:
+    with present_errors(debug=run_values["debug"]):
+        address = _prepare_ray(run_values["address"])
+        run_config, shown = _load_run(run_values, is_local=address is None)
+        if run_values["dry_run"]:
             sys.stdout.write(shown)
             return
-        from .launcher import Supervision, launch_training
+        from .launcher import launch_training
         from .remote import ClusterProcess
 
         launch_training(
             run_config,
             process=ClusterProcess(),
-            num_workers=workers,
+            num_workers=run_values["workers"],
             address=address,
-            supervision=Supervision(
-                max_restarts=max_restarts, refill_steps=refill_steps, min_workers=min_workers, wait_seconds=wait_for_cluster
-            ),
-            allow_change=allow_change or [],
+            supervision=_supervision(run_values),
+            allow_change=run_values["allow_change"] or [],
             stop_at_step=stop_at,
-            debug=debug,
+            debug=run_values["debug"],
         )
 
 
 @app.command(
-    epilog="Examples: vitscale-launch chaos configs/quickstart.yaml --workers 2 --fault kill --fault nan --every 60"
+    epilog="Examples: vitscale-launch chaos configs/pretrain/fashion_mnist_vit.yaml name=rehearsal --workers 2 --fault kill --fault nan"
     " | vitscale-launch chaos CONFIG name=rehearsal --workers 8 --address 10.0.0.1:6379 --fault stop --rank 3 --count 1"
 )
+@with_run_options
 def chaos(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    workers: WorkersOption = 1,
+    run_values: Mapping[str, Any],
     fault: FaultOption = None,
     every: EveryOption = 60.0,
     rank: RankOption = None,
@@ -136,29 +149,21 @@ def chaos(
     factor: FactorOption = 10.0,
     interface: InterfaceOption = None,
     yes: YesOption = False,
-    address: AddressOption = None,
-    allow_change: AllowChangeOption = None,
-    max_restarts: MaxRestartsOption = 3,
-    refill_steps: RefillStepsOption = 200,
-    min_workers: MinWorkersOption = None,
-    wait_for_cluster: WaitOption = 600.0,
-    dry_run: DryRunOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Rehearse faults: train a run as `vitscale-launch train` does, and do faults to it meanwhile.
 
     At the end a table tells of each fault how it was noticed and when the run trained again, and the goodput. What the
     faults are and what the run makes of them: docs/faults.md.
     """
-    with present_errors(debug=debug):
-        address = _prepare_ray(address)
+    with present_errors(debug=run_values["debug"]):
+        address = _prepare_ray(run_values["address"])
         from .chaos_plan import ChaosPlan, check_plan, describe_faults
 
-        run_config, shown = _load_run(config, overrides=overrides or [], workers=workers, plans=dry_run or address is None)
+        run_config, shown = _load_run(run_values, is_local=address is None)
         plan = ChaosPlan(
             kinds=tuple(dict.fromkeys(fault or [])),
             every_seconds=every,
-            num_workers=workers,
+            num_workers=run_values["workers"],
             seed=seed,
             rank=rank,
             count=count,
@@ -166,22 +171,19 @@ def chaos(
             factor=factor,
             interface=interface,
         )
-        check_plan(plan, run_dir=run_config.run_dir, may_fill_disk=yes)
-        if dry_run:
+        check_plan(plan, run_dir=run_config.run_dir, is_local=address is None, may_fill_disk=yes)
+        if run_values["dry_run"]:
             sys.stdout.write(shown + describe_faults(plan))
             return
         from .chaos import rehearse
-        from .launcher import Supervision
 
         rehearse(
             run_config,
             plan=plan,
             address=address,
-            supervision=Supervision(
-                max_restarts=max_restarts, refill_steps=refill_steps, min_workers=min_workers, wait_seconds=wait_for_cluster
-            ),
-            allow_change=allow_change or [],
-            debug=debug,
+            supervision=_supervision(run_values),
+            allow_change=run_values["allow_change"] or [],
+            debug=run_values["debug"],
         )
 
 
@@ -249,16 +251,17 @@ def pack(
 
 def _prepare_ray(address: str | None) -> str | None:
     """Set what Ray reads from the environment while it is imported; returns the existing cluster to join, if there is one."""
-    from .environment import prepare_environment, ray_address
+    from .address import ray_address
+    from .environment import prepare_environment
 
     found = ray_address(address)
     prepare_environment(local=found is None)
     return found
 
 
-def _load_run(config: str, *, overrides: list[str], workers: int, plans: bool) -> tuple[Any, str]:
-    """A run's configuration and, if `plans`, what a dry run shows: what does not fit is refused before Ray is started. Another
-    cluster's machines are not known here."""
+def _load_run(run_values: Mapping[str, Any], *, is_local: bool) -> tuple["RunConfig", str]:
+    """A run's configuration and, on this machine and in a dry run, what a dry run shows: what does not fit is refused before Ray is
+    started. Another cluster's machines are not known here."""
     from pathlib import Path
 
     from vitscale.plan.cluster import detect_cluster
@@ -266,11 +269,22 @@ def _load_run(config: str, *, overrides: list[str], workers: int, plans: bool) -
     from vitscale.plan.plan import make_plan
     from vitscale.run_config import load_run_config
 
-    loaded = load_run_config(Path(config), overrides=overrides)
-    if not plans:
+    loaded = load_run_config(Path(run_values["config"]), overrides=run_values["overrides"] or [])
+    if not is_local and not run_values["dry_run"]:
         return loaded, ""
-    made = make_plan(loaded, cluster=detect_cluster(device=loaded.parallel.device, world_size=workers))
+    made = make_plan(loaded, cluster=detect_cluster(device=loaded.parallel.device, world_size=run_values["workers"]))
     return loaded, describe_run(loaded, plan=made)
+
+
+def _supervision(run_values: Mapping[str, Any]) -> "Supervision":
+    from .launcher import Supervision
+
+    return Supervision(
+        max_restarts=run_values["max_restarts"],
+        refill_steps=run_values["refill_steps"],
+        min_workers=run_values["min_workers"],
+        wait_seconds=run_values["wait_for_cluster"],
+    )
 
 
 def main() -> None:

@@ -1,17 +1,16 @@
 """The Ray cluster that a command works on: an existing one that it joins, or a local one that lives as long as the command."""
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vitscale.config import UsageError
 
+from .address import require_listener
 from .environment import worker_variables
 from .workers import ClusterResources, Workers
 
@@ -19,7 +18,6 @@ from .workers import ClusterResources, Workers
 _OBJECT_STORE_BYTES = 100 * 2**20
 # For this process and all of Ray's that work for it: only errors are told on the console.
 _LOGGING = ray.LoggingConfig(log_level="ERROR")
-_SIGNAL_SECONDS = 20.0
 _TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 
 
@@ -56,24 +54,6 @@ def room_for(workers: Workers) -> int:
     return min(int(free.get(name, 0.0) // amount) for name, amount in workers.resources.items())
 
 
-def send_signal(number: int, *, pid: int, host: str) -> str | None:
-    """Send a signal to a process of the machine that calls itself `host`, by a task there; returns why that was impossible."""
-    node = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerHostname"] == host), None)
-    if node is None:
-        return f"no machine of the Ray cluster calls itself {host}"
-    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there)
-    try:
-        ray.get(task.remote(pid, number), timeout=_SIGNAL_SECONDS)
-    except (ray.exceptions.RayError, OSError, TimeoutError) as error:
-        return str(error).strip().splitlines()[-1]
-    return None
-
-
-def _kill(pid: int, number: int) -> None:
-    os.kill(pid, number)
-
-
 class _Termination:
     """The handler of SIGTERM: ends the program, and remembers that it did."""
 
@@ -98,6 +78,7 @@ def _connect(address: str | None, *, num_cpus: int, show_workers: bool) -> None:
             logging_config=_LOGGING,
         )
         return
+    require_listener(address)
     try:
         ray.init(
             address=address,
@@ -105,9 +86,9 @@ def _connect(address: str | None, *, num_cpus: int, show_workers: bool) -> None:
             log_to_driver=show_workers,
             logging_config=_LOGGING,
         )
-    except (ConnectionError, ray.exceptions.RaySystemError, ray.exceptions.AuthenticationError) as error:
-        reason = " ".join(str(error).split())
+    except (ConnectionError, ValueError, ray.exceptions.RaySystemError, ray.exceptions.AuthenticationError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"--address {address}: cannot join this Ray cluster: {reason} Start one with `ray start --head`, mind RAY_AUTH_MODE"
+            f"--address {address}: cannot join this Ray cluster: {reason}. Start one with `ray start --head`, mind RAY_AUTH_MODE"
             " and the token on every machine, or leave out --address and RAY_ADDRESS for a cluster on this machine."
         ) from None

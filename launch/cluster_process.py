@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 from vitscale.config import UserError
 
-from .cluster import ray_cluster, room_for, send_signal
+from .cluster import ray_cluster, room_for
+from .node_tasks import cut_link, send_signal
 from .outcome import outcome_to_json, refused
 from .task import TrainTask
 from .trainer import run_attempt
@@ -59,7 +60,9 @@ def _answer(question: dict[str, Any], *, stack: contextlib.ExitStack) -> str:
         case "count":
             return json.dumps(room_for(Workers(**question["workers"])))
         case "signal":
-            return json.dumps(send_signal(question["number"], pid=question["pid"], host=question["host"]))
+            return json.dumps({"reason": send_signal(question["number"], pid=question["pid"], host=question["host"])})
+        case "cut":
+            return json.dumps({"reason": cut_link(question["interface"], seconds=question["seconds"], host=question["host"])})
         case "train":
             task = TrainTask.from_json(question["task"])
             return outcome_to_json(run_attempt(task, run_dir=Path(question["run_dir"]), workers=Workers(**question["workers"])))

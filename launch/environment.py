@@ -49,11 +49,6 @@ _FOR_WORKERS = (
 """What the workers of a cluster that exists already get from here; those of a local one inherit everything."""
 
 
-def ray_address(address: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The existing cluster to join: the one given, else that of RAY_ADDRESS; None for a local one of our own."""
-    return address or environment.get("RAY_ADDRESS") or None
-
-
 def prepare_environment(environment: MutableMapping[str, str] = os.environ, *, local: bool) -> None:
     """Set what is not set by the user. `local` says that this process will start a cluster of its own."""
     for name, value in (_DEFAULTS | _LOCAL_DEFAULTS if local else _DEFAULTS).items():

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from vitscale.config import UserError
 
+from .address import require_listener
 from .outcome import Failed, Outcome, Refused, outcome_from_json
 from .supervise import Failure
 from .task import TrainTask
@@ -21,7 +21,6 @@ from .workers import ClusterResources, Workers
 
 _SECONDS_BETWEEN_POLLS = 0.2
 _SECONDS_TO_LEAVE = 20.0
-_SECONDS_TO_CONNECT = 2.0
 
 
 class ClusterProcess:
@@ -78,11 +77,13 @@ class Connection:
 
     def __init__(self, process: ClusterProcess, *, address: str | None, num_cpus: int) -> None:
         self._process: ClusterProcess | None = process
+        self._is_joined = False
         self._address = address
         self._num_cpus = num_cpus
 
     def join(self) -> ClusterResources:
         """Join the cluster, or start the local one. Raises the `UserError` that says why that is impossible."""
+        require_listener(self._address)  # before a process is started for nothing
         process = self._process = self._process or ClusterProcess()
         answer = process.ask({"do": "join", "address": self._address, "num_cpus": self._num_cpus})
         if answer is None:
@@ -94,14 +95,15 @@ class Connection:
             outcome = outcome_from_json(json.dumps(answer))
             assert isinstance(outcome, Refused)
             raise outcome.as_error()
+        self._is_joined = True
         return ClusterResources(**answer)
 
     def is_there(self) -> bool:
-        """Whether the cluster can be asked, after joining it again if it was lost."""
-        if self._process is None and _answers(self._address):
+        """Whether the cluster can be asked, after joining it where that is still to be done, or was lost."""
+        if not self._is_joined:
             with contextlib.suppress(UserError):
                 self.join()
-        return self._process is not None
+        return self._is_joined
 
     def ask(self, question: dict[str, Any], *, poll: Callable[[], None] = lambda: None) -> Any:
         """The answer; None, and no connection any more, where the process ended instead of giving one."""
@@ -114,6 +116,7 @@ class Connection:
     def close(self) -> int | None:
         """Leave the cluster; returns the exit code of the process, None if there was none."""
         process, self._process = self._process, None
+        self._is_joined = False
         return None if process is None else process.close()
 
 
@@ -144,17 +147,3 @@ class RemoteAttempts:
         if isinstance(outcome, Failed) and outcome.failure.kind == "cluster":
             self.connection.close()
         return outcome
-
-
-def _answers(address: str | None) -> bool:
-    """Whether somebody listens at `address`. To ask Ray itself takes seconds, and where nobody does, minutes."""
-    if address is None:
-        return True
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdigit():
-        return True  # a name that only Ray can resolve
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT):
-            return True
-    except OSError:
-        return False

@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Any:
 def test_nothing_is_done_before_all_ranks_train(run: FakeRun) -> None:
     run.event("start", world_size=1)  # of an earlier command
     run.show()
-    with Chaos(run.run_dir, plan=KILL, signals=None) as chaos:
+    with Chaos(run.run_dir, plan=KILL, machines=None) as chaos:
         time.sleep(0.5)
         assert chaos.injections == []
         run.event("start", world_size=1)
@@ -67,7 +67,7 @@ def test_nothing_is_done_before_all_ranks_train(run: FakeRun) -> None:
 
 
 def test_after_a_kill_it_waits_for_the_next_start(run: FakeRun) -> None:
-    with Chaos(run.run_dir, plan=KILL, signals=None) as chaos:
+    with Chaos(run.run_dir, plan=KILL, machines=None) as chaos:
         run.event("start", world_size=1)
         run.show()
         run.process.wait(timeout=20)
@@ -83,6 +83,19 @@ def test_after_a_kill_it_waits_for_the_next_start(run: FakeRun) -> None:
     assert len(chaos.injections) == 2
 
 
+def test_what_a_clock_of_another_machine_says_of_a_start_does_not_matter(run: FakeRun) -> None:
+    with Chaos(run.run_dir, plan=KILL, machines=None) as chaos:
+        run.event("start", world_size=1, time=time.time() - 3600)
+        run.show()
+        run.process.wait(timeout=20)
+        run.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        run.event("restart")
+        run.event("resume", world_size=1, time=time.time() - 3600)
+        run.show()
+        assert run.process.wait(timeout=20) == -9
+    assert len(chaos.injections) == 2
+
+
 def test_inner_faults_go_to_the_rank_and_leave_no_request(run: FakeRun) -> None:
     class Engine:
         num_poisoned = 0
@@ -94,7 +107,7 @@ def test_inner_faults_go_to_the_rank_and_leave_no_request(run: FakeRun) -> None:
             self.num_poisoned += 1
 
     engine, over = Engine(), threading.Event()
-    with Chaos(run.run_dir, plan=NAN, signals=None) as chaos:
+    with Chaos(run.run_dir, plan=NAN, machines=None) as chaos:
         hook = FaultHook(run.run_dir, rank=0, engine=engine)
         run.event("start", world_size=1)
         run.show()
@@ -112,7 +125,7 @@ def test_a_fault_that_cannot_be_done_is_told_and_the_next_one_is_tried(run: Fake
     pid = run.process.pid
     run.process.kill()
     run.process.wait()
-    with Chaos(run.run_dir, plan=KILL, signals=None) as chaos:
+    with Chaos(run.run_dir, plan=KILL, machines=None) as chaos:
         run.event("start", world_size=1)
         run.show()
         deadline = time.monotonic() + 20
@@ -160,7 +173,7 @@ FAULTS = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
 
 
 def test_every_test_that_the_documentation_names_is_there() -> None:
-    named = re.findall(r"`([a-z_]+/test_[a-z_]+\.py)(?:::(test_[a-z_0-9]+))?`", FAULTS)
+    named = re.findall(r"`([a-z_/]+/test_[a-z_]+\.py)(?:::(test_[a-z_0-9]+))?`", FAULTS)
     assert len(named) > 20
     missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / "tests" / path).read_text() and name]
     assert missing == []

@@ -1,7 +1,6 @@
 """Which faults a rehearsal makes: the same ones for the same seed, each kind as often as the others, and what is refused."""
 
 import itertools
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -46,15 +45,16 @@ def test_a_rank_and_a_count_are_kept_to() -> None:
         ({"kinds": ()}, "--fault: say which, one or more of kill, stop"),
         ({"rank": 4}, "--rank 4: there are 4 workers"),
         ({"kinds": (FaultKind.NETWORK,)}, "--interface NAME"),
-        ({"kinds": (FaultKind.NETWORK,), "interface": "nosuch0"}, "no such network interface"),
+        ({"kinds": (FaultKind.NETWORK,), "interface": "nosuch0"}, "--fault network --interface nosuch0: not this one"),
         ({"kinds": (FaultKind.DISK_FULL,)}, r"has 3\.0 GiB free"),
     ],
 )
 def test_what_cannot_be_done_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], message: str) -> None:
     monkeypatch.setattr(chaos_plan.shutil, "disk_usage", lambda _: Usage(3 * 2**30))
+    monkeypatch.setattr(chaos_plan, "why_not", lambda _: "not this one")
     plan = ChaosPlan(**{"kinds": KINDS, "every_seconds": 1.0, "num_workers": 4} | values)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=message):
-        check_plan(plan, run_dir=tmp_path / "not" / "there", may_fill_disk=False)
+        check_plan(plan, run_dir=tmp_path / "not" / "there", is_local=True, may_fill_disk=False)
 
 
 class Usage:
@@ -64,13 +64,12 @@ class Usage:
 
 def test_a_small_disk_or_a_yes_may_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = ChaosPlan(kinds=(FaultKind.DISK_FULL,), every_seconds=1.0, num_workers=1)
-    check_plan(plan, run_dir=tmp_path / "run", may_fill_disk=True)
+    check_plan(plan, run_dir=tmp_path / "run", is_local=True, may_fill_disk=True)
     monkeypatch.setattr(chaos_plan.shutil, "disk_usage", lambda _: Usage(2**30))
-    check_plan(plan, run_dir=tmp_path / "run", may_fill_disk=False)
+    check_plan(plan, run_dir=tmp_path / "run", is_local=True, may_fill_disk=False)
 
 
-def test_the_network_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    plan = ChaosPlan(kinds=(FaultKind.NETWORK,), every_seconds=1.0, num_workers=1, interface="lo")
-    with pytest.raises(UsageError, match="needs root"):
-        check_plan(plan, run_dir=tmp_path, may_fill_disk=False)
+def test_what_machines_of_a_cluster_allow_is_not_asked_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos_plan, "why_not", lambda _: "not here")
+    plan = ChaosPlan(kinds=(FaultKind.NETWORK,), every_seconds=1.0, num_workers=1, interface="eth7")
+    check_plan(plan, run_dir=tmp_path, is_local=False, may_fill_disk=False)

@@ -1,13 +1,14 @@
 """Joining a Ray cluster and leaving it."""
 
 import contextlib
-import os
-import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 
 from vitscale.config import UsageError
 from vitscale_launch import cluster
@@ -24,7 +25,9 @@ import ray
 
 class Fake:  # stands for Ray, which turns what a handler raises while it waits into SystemExit(1)
     LoggingConfig = ray.LoggingConfig
-    def init(self, **settings): signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def init(self, **settings):
+        assert settings["address"] == "local"
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     def shutdown(self): print("left the cluster", flush=True)
     def cluster_resources(self): return {"CPU": 2.0}
 
@@ -56,18 +59,32 @@ class Refusing:
         self.error = error
 
     def init(self, **settings: object) -> None:
-        assert settings["address"] == "10.0.0.1:6379"
+        assert settings["address"] == "head"
         raise self.error
 
     def shutdown(self) -> None:
         """Nothing to leave."""
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no answer"), ray.exceptions.AuthenticationError("no answer")])
-def test_an_address_without_a_cluster_is_a_usage_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "ray", Refusing(error))
-    with pytest.raises(UsageError, match=r"--address 10\.0\.0\.1:6379: cannot join this Ray cluster: .*no answer"), enter("10.0.0.1:6379"):
+@pytest.mark.parametrize("kind", [ConnectionError, ValueError, ray.exceptions.AuthenticationError])
+def test_an_address_without_a_cluster_is_a_usage_error(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ray", Refusing(kind("no answer.")))
+    with pytest.raises(UsageError, match=r"--address head: cannot join this Ray cluster: .*no answer"), enter("head"):
         pass
+
+
+def test_an_address_where_nobody_listens_does_not_wait_for_ray() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"127.0.0.1:{gone.getsockname()[1]}"
+    with pytest.raises(UsageError, match="nobody listens there"), enter(address):
+        pass
+
+
+def test_a_local_cluster_is_a_new_one_whatever_ray_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `ray start` leaves the address of its cluster in a file, which outlives that; all but "local" would join what it names.
+    (tmp_path / "ray_current_cluster").write_text("10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert canonicalize_bootstrap_address("local", str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -86,17 +103,3 @@ def test_there_is_room_for_what_nobody_uses(free: dict[str, float], workers: Wor
 
 def enter(address: str) -> contextlib.AbstractContextManager[ClusterResources]:
     return cluster.ray_cluster(address=address, num_cpus=1)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_a_signal_is_sent_by_a_task_on_the_machine_that_is_meant() -> None:
-    from vitscale_launch.cluster import send_signal
-
-    here = os.uname().nodename
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
-        assert send_signal(signal.SIGKILL, pid=process.pid, host="elsewhere") == "no machine of the Ray cluster calls itself elsewhere"
-        assert process.poll() is None
-        assert send_signal(signal.SIGKILL, pid=process.pid, host=here) is None
-        assert process.wait(timeout=20) == -signal.SIGKILL
-    assert "No such process" in str(send_signal(signal.SIGKILL, pid=process.pid, host=here))

@@ -56,6 +56,13 @@ def test_it_joins_counts_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seen == [(task, tmp_path, WORKERS)]
 
 
+def test_it_passes_on_what_a_rehearsal_asks_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_process, "send_signal", lambda number, *, pid, host: None if (number, pid, host) == (9, 77, "m2") else "x")
+    monkeypatch.setattr(cluster_process, "cut_link", lambda name, *, seconds, host: f"{name} {seconds} {host}")
+    assert answer({"do": "signal", "number": 9, "pid": 77, "host": "m2"}) == {"reason": None}
+    assert answer({"do": "cut", "interface": "eth0", "seconds": 5.0, "host": "m3"}) == {"reason": "eth0 5.0 m3"}
+
+
 def test_an_answer_is_there_at_once() -> None:
     out = io.StringIO()
     cluster_process._say(out, "{}")

@@ -1,6 +1,6 @@
 """What Ray's processes find in their environment."""
 
-from vitscale_launch.environment import prepare_environment, ray_address, worker_variables
+from vitscale_launch.environment import prepare_environment, worker_variables
 
 
 def test_what_the_user_set_stays() -> None:
@@ -30,13 +30,6 @@ def test_an_existing_cluster_has_its_own_token() -> None:
     given = {"RAY_AUTH_TOKEN_PATH": "/etc/ray/token"}
     prepare_environment(given, local=True)
     assert "RAY_AUTH_TOKEN" not in given
-
-
-def test_the_address_given_comes_before_the_environment() -> None:
-    environment = {"RAY_ADDRESS": "10.0.0.1:6379"}
-    assert ray_address("10.0.0.2:6379", environment) == "10.0.0.2:6379"
-    assert ray_address(None, environment) == "10.0.0.1:6379"
-    assert ray_address(None, {"RAY_ADDRESS": ""}) is None
 
 
 def test_workers_elsewhere_get_only_what_concerns_them() -> None:

@@ -72,10 +72,10 @@ def test_the_cluster_is_left_after_a_stop_too(tmp_path: Path) -> None:
 def test_a_cluster_that_is_too_small_is_told_unless_fewer_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = FakeProcess([Finished(values={})], num_cpus=3)
     with pytest.raises(UsageError, match="4 workers need 4 CPUs, but the Ray cluster has 3"):
-        launch(tmp_path, process, num_workers=4, address="10.0.0.1:1")
+        launch(tmp_path, process, num_workers=4, address="auto")
     assert process.is_closed
     process = FakeProcess([Finished(values={})], num_cpus=3)
-    launch(tmp_path, process, num_workers=4, address="10.0.0.1:1", min_workers=1)
+    launch(tmp_path, process, num_workers=4, address="auto", min_workers=1)
     assert process.trained_with() == [2]
     assert "beginning with 2 workers" in capsys.readouterr().out
 

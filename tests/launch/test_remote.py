@@ -148,8 +148,3 @@ def test_control_c_does_not_reach_the_process(cast: Cast, connections: list[Conn
     process._process.send_signal(signal.SIGSTOP)
     process._process.send_signal(signal.SIGCONT)
     assert connection.join().num_cpus == 2
-
-
-@pytest.mark.parametrize("address", [None, "auto", "ray://head:10001", "head"])
-def test_only_a_plain_address_can_be_tried_beforehand(address: str | None) -> None:
-    assert remote._answers(address)
