@@ -3,14 +3,18 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/checkpointing.py --shapes S/16 L/16 --folder /fast/disk
     OMP_NUM_THREADS=1 python benchmarks/checkpointing.py --shapes S/16
 
-Every arm saves the same fp32 state of one engine, which is then zeroed and restored; an arm that does not bring back every bit
-ends the benchmark. Every other round goes through the arms in reverse, and the medians over the rounds are shown:
+Every arm saves the same fp32 state of one engine, which is then zeroed and restored; an arm that does not bring back every bit,
+of the state and of what forward reads, ends the benchmark. Every other round goes through the arms in reverse, and the medians
+over the rounds are shown:
 
 stall     seconds that training stands still
 slowed    seconds that a loop of matrix products beside the save takes longer than alone, while the save is in flight
 saved     until the library says that the checkpoint is there
 on disk   until every file and folder of it is synced, which not every library waits for
-restored  from files that are in no cache, with `verified` what hashing them first takes (ours alone)
+read      into the fragments, from files that are in no cache
+restored  that, until forward reads the restored weights too, which at ZeRO 1 and 2 the ranks exchange
+verified  what hashing every byte of files that are in no cache takes (ours alone)
+resumed   what a run that resumes takes: verified, and then restored from what that has left in the cache (ours alone)
 size      of the checkpoint, in MiB
 memory    that the restore takes beside the state at its peak, on the rank that takes most, in MiB of the host
 
@@ -33,9 +37,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load as load_dcp
 from torch.distributed.checkpoint.state_dict_saver import async_save as async_save_dcp
 from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
@@ -55,7 +61,7 @@ from vitscale.models import ViTConfig
 from vitscale.nn.init import initial_value
 from vitscale.objectives.supervised import SupervisedConfig
 
-_COLUMNS = ("stall", "slowed", "saved", "on disk", "verified", "restored")
+_COLUMNS = ("stall", "slowed", "saved", "on disk", "read", "restored", "verified", "resumed")
 _STEP = 1
 _PRODUCTS = 20
 
@@ -161,10 +167,13 @@ def _load_ours(engine: Engine) -> Callable[[Path, Turn], None]:
         begun = time.perf_counter()
         on_main(lambda: verify(path).step)
         turn.seconds["verified"] = time.perf_counter() - begun
-        _forget(path)
-        begun = time.perf_counter()
         restore_checkpoint(open_on_all_ranks(path), store=engine.store)
-        turn.seconds["restored"] = time.perf_counter() - begun
+        turn.seconds["resumed"] = time.perf_counter() - begun
+        on_main(lambda: _forget(folder))
+        _zero(engine)
+        _barrier()
+        with _timed_refresh(engine, turn):
+            restore_checkpoint(open_on_all_ranks(path), store=engine.store)
 
     return load
 
@@ -174,7 +183,13 @@ def _save_deepspeed(engine: Engine) -> Callable[[Path, Turn], None]:
 
 
 def _load_deepspeed(engine: Engine) -> Callable[[Path, Turn], None]:
-    return lambda folder, _turn: engine._engine.load_checkpoint(str(folder), tag="step")
+    def load(folder: Path, turn: Turn) -> None:
+        begun = time.perf_counter()
+        engine._engine.load_checkpoint(str(folder), tag="step")
+        _barrier()
+        turn.seconds["restored"] = time.perf_counter() - begun
+
+    return load
 
 
 def _save_dcp(engine: Engine) -> Callable[[Path, Turn], None]:
@@ -200,7 +215,29 @@ def _save_dcp_async(engine: Engine) -> Callable[[Path, Turn], None]:
 
 
 def _load_dcp(engine: Engine) -> Callable[[Path, Turn], None]:
-    return lambda folder, _turn: load_dcp(_tensors(engine), checkpoint_id=folder)
+    def load(folder: Path, turn: Turn) -> None:
+        with _timed_refresh(engine, turn):
+            load_dcp(_tensors(engine), checkpoint_id=folder)
+            engine.store.restored(optimizer_steps=engine.store.optimizer_steps())
+
+    return load
+
+
+@contextlib.contextmanager
+def _timed_refresh(engine: Engine, turn: Turn) -> Iterator[None]:
+    """Note when the fragments are read, which is when the store is told to refresh what forward reads, and when that is done."""
+    begun = time.perf_counter()
+    restored = engine.store.restored
+
+    def refresh(*, optimizer_steps: int) -> None:
+        _barrier()
+        turn.seconds["read"] = time.perf_counter() - begun
+        restored(optimizer_steps=optimizer_steps)
+        _barrier()
+        turn.seconds["restored"] = time.perf_counter() - begun
+
+    with mock.patch.object(engine.store, "restored", refresh):
+        yield
 
 
 def _tensors(engine: Engine) -> dict[str, Any]:
@@ -231,17 +268,25 @@ def _turn(arm: Arm, *, engine: Engine, folder: Path) -> Turn:
     turn.seconds["on disk"] = turn.seconds["saved"] + time.perf_counter() - synced
     turn.size_mib = on_main(lambda: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())) / 2**20
     on_main(lambda: _forget(folder))
-    for fragment in engine.store.held():
-        fragment.values.detach().zero_()
+    _zero(engine)
     resident = _forget_peak()
     _barrier()
-    begun = time.perf_counter()
     arm.load(folder, turn)
     _barrier()
-    turn.seconds.setdefault("restored", time.perf_counter() - begun)
     turn.memory_mib = max(gather_json(_status_kib("VmHWM") - resident)) / 1024
     on_main(lambda: shutil.rmtree(folder))
     return turn
+
+
+def _zero(engine: Engine) -> None:
+    for values in _everything(engine):
+        values.zero_()
+
+
+def _everything(engine: Engine) -> Iterator[Tensor]:
+    """The state, and what forward reads of it; at stage 3 that is sliced and has no values of its own to be seen."""
+    yield from (fragment.values.detach() for fragment in engine.store.held())
+    yield from (parameter.detach() for parameter in engine._root.parameters())
 
 
 def _forget_peak() -> int:
@@ -258,8 +303,8 @@ def _status_kib(name: str) -> int:
 
 def _digest(engine: Engine) -> str:
     digest = hashlib.sha256()
-    for fragment in engine.store.held():
-        digest.update(fragment.values.detach().cpu().numpy().data)
+    for values in _everything(engine):
+        digest.update(values.cpu().numpy().data)
     return digest.hexdigest()
 
 
