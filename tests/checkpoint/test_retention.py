@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.checkpoint.simulation import make_tensors, save_as
 from vitscale.checkpoint.config import CheckpointConfig, KeepBestConfig
 from vitscale.checkpoint.discover import find_newest
-from vitscale.checkpoint.retention import RetentionPolicy, read_scores, steps_to_delete
+from vitscale.checkpoint.retention import RetentionPolicy, read_scores
 from vitscale.config import CheckpointError
 
 TENSORS = make_tensors(seed=1, shapes={"a": (2,)}, kinds=("weight",))
@@ -24,6 +24,10 @@ TENSORS = make_tensors(seed=1, shapes={"a": (2,)}, kinds=("weight",))
 MAXIMUM = KeepBestConfig(metric="eval/test/top1")
 MINIMUM = KeepBestConfig(metric="eval/test/loss", mode="min", count=2)
 SCORES = {10: 0.5, 20: 0.9, 30: 0.9, 40: 0.1, 50: float("nan")}
+
+
+def _outdated(steps: Collection[int], *, scores: Mapping[int, float] | None = None, **rule: Any) -> list[int]:
+    return RetentionPolicy(**rule, scores=lambda: scores or {}).outdated(steps)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ SCORES = {10: 0.5, 20: 0.9, 30: 0.9, 40: 0.1, 50: float("nan")}
     ],
 )
 def test_what_nothing_keeps_goes(steps: list[int], rule: dict[str, Any], deleted: list[int]) -> None:
-    assert steps_to_delete(steps, **rule) == deleted
+    assert _outdated(steps, **rule) == deleted
 
 
 @hypothesis.given(
@@ -57,7 +61,7 @@ def test_what_nothing_keeps_goes(steps: list[int], rule: dict[str, Any], deleted
 def test_all_that_is_promised_stays(
     steps: set[int], keep: int, every: int | None, best: KeepBestConfig | None, scores: dict[int, float]
 ) -> None:
-    stays = steps - set(steps_to_delete(steps, keep=keep, keep_every_steps=every, keep_best=best, scores=scores))
+    stays = steps - set(_outdated(steps, keep=keep, keep_every_steps=every, keep_best=best, scores=scores))
     assert set(sorted(steps)[-keep:]) <= stays
     assert {step for step in steps if every and step % every == 0} <= stays
     measured = [scores[step] for step in steps if math.isfinite(scores.get(step, math.nan))]
@@ -71,7 +75,7 @@ def test_all_that_is_promised_stays(
 
 def test_keep_nothing_is_our_mistake() -> None:
     with pytest.raises(AssertionError):
-        steps_to_delete([1], keep=0)
+        RetentionPolicy(keep=0)
 
 
 def test_scores_come_from_the_log_of_metrics(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitscale.checkpoint.config import CheckpointConfig
-from vitscale.checkpoint.discover import checkpoints_folder, verify
+from vitscale.checkpoint.discover import checkpoints_folder, verify, why_unusable
 from vitscale.checkpoint.durable import disk_errors
 from vitscale.checkpoint.foreign import explain_foreign, find_foreign
+from vitscale.checkpoint.fragments import ELEMENT_BYTES
 from vitscale.checkpoint.layout import CONFIG, MANIFEST, STATE, StepFolder, list_step_folders, parse_step_folder
 from vitscale.checkpoint.manifest import Manifest, read_manifest
 from vitscale.checkpoint.reader import CheckpointReader
@@ -19,8 +20,6 @@ from vitscale.config import CheckpointError, ConfigError, decode, parse_yaml
 
 METRICS = "metrics.jsonl"
 """In the run directory beside the checkpoints directory: where figures for keep_best are read."""
-
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +136,10 @@ def read_policy(path: Path, *, keep: int | None = None) -> RetentionPolicy | Non
 def list_checkpoints(folders: Sequence[StepFolder], *, policy: RetentionPolicy | None) -> list[ListedCheckpoint]:
     """Each folder at a glance, in the order given."""
     siblings = list_step_folders(folders[0].path.parent)
-    whole = {entry.step for entry in siblings if entry.role == "committed" and _problem(entry) is None}
+    problems = {entry: _problem(entry) for entry in {*siblings, *folders}}
+    whole = {entry.step for entry in siblings if entry.role == "committed" and problems[entry] is None}
     reasons = policy.reasons(whole) if policy is not None else {}
-    return [_listed(entry, problem=_problem(entry), reasons=reasons) for entry in folders]
+    return [_listed(entry, problem=problems[entry], reasons=reasons) for entry in folders]
 
 
 def describe_checkpoint(path: Path) -> Description:
@@ -202,11 +202,7 @@ def _foreign_in(folder: Path) -> list[Path]:
 def _problem(entry: StepFolder) -> str | None:
     if entry.role == "partial":
         return "its save did not finish, or goes on"
-    try:
-        verify(entry.path, deep=False)
-    except CheckpointError as error:
-        return str(error)
-    return None
+    return why_unusable(entry, deep=False)
 
 
 def _listed(entry: StepFolder, *, problem: str | None, reasons: dict[int, tuple[str, ...]]) -> ListedCheckpoint:
@@ -265,6 +261,6 @@ def _tensors(reader: CheckpointReader) -> tuple[DescribedTensor, ...]:
     for name in names:
         having = tuple(kind for kind in kinds if name in held[kind])
         shape = held[having[0]][name]
-        num_bytes = _FLOAT_BYTES * math.prod(shape) * len(having)
+        num_bytes = ELEMENT_BYTES * math.prod(shape) * len(having)
         described.append(DescribedTensor(name=name, shape=shape, dtype="float32", kinds=having, num_bytes=num_bytes))
     return tuple(described)

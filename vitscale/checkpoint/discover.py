@@ -48,7 +48,7 @@ def find_newest(folder: Path, *, deep: bool = True, show_life: Callable[[], None
     """
     passed_over: list[PassedOver] = []
     for entry in list_step_folders(folder):
-        reason = _why_unusable(entry, deep=deep, show_life=show_life)
+        reason = why_unusable(entry, deep=deep, show_life=show_life)
         if reason is None:
             return Found(checkpoint=entry.path, passed_over=tuple(passed_over))
         passed_over.append(PassedOver(path=entry.path, reason=reason))
@@ -70,6 +70,17 @@ def verify(path: Path, *, deep: bool = True, report: Callable[[int], None] | Non
             for _ in pool.map(lambda entry: _check_hash(path, entry, advance=advance), manifest.files):
                 pass
     return manifest
+
+
+def why_unusable(entry: StepFolder, *, deep: bool = True, show_life: Callable[[], None] = nothing) -> str | None:
+    """Why nothing can be restored from a checkpoint folder; None where it is whole, by `verify`."""
+    if entry.role == "partial":
+        return "its save did not finish"
+    try:
+        verify(entry.path, deep=deep, report=lambda _: show_life())
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def resolve_checkpoint(path: Path, *, deep: bool = True, show_life: Callable[[], None] = nothing) -> Path:
@@ -127,16 +138,6 @@ class _Total:
             with self._lock:
                 self._total += amount
                 self._report(self._total)
-
-
-def _why_unusable(entry: StepFolder, *, deep: bool, show_life: Callable[[], None]) -> str | None:
-    if entry.role == "partial":
-        return "its save did not finish"
-    try:
-        verify(entry.path, deep=deep, report=lambda _: show_life())
-    except CheckpointError as error:
-        return str(error)
-    return None
 
 
 def _foreign(folder: Path) -> list[PassedOver]:

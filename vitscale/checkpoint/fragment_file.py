@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from vitscale.checkpoint.durable import DurableStream
-from vitscale.checkpoint.fragments import Fragment, Kind
+from vitscale.checkpoint.fragments import ELEMENT_BYTES, Fragment, Kind
 from vitscale.checkpoint.manifest import FileEntry
 from vitscale.config import CheckpointError
 
 CHUNK_ELEMENTS = 2**20
 """Elements on their way between device, hash and disk at a time: 4 MiB."""
 
-_FLOAT_BYTES = 4
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library, too
 
@@ -123,8 +122,8 @@ def read_range(piece: Piece, *, start: int, stop: int, into: Tensor, files: Open
     assert piece.start <= start < stop <= piece.stop, (piece, start, stop)
     assert into.is_contiguous(), into.stride()
     assert into.numel() == stop - start, (into.numel(), start, stop)
-    offset = piece.offset + (start - piece.start) * _FLOAT_BYTES
-    if files.read(piece.path, offset=offset, into=into.numpy().data.cast("B")) != into.numel() * _FLOAT_BYTES:
+    offset = piece.offset + (start - piece.start) * ELEMENT_BYTES
+    if files.read(piece.path, offset=offset, into=into.numpy().data.cast("B")) != into.numel() * ELEMENT_BYTES:
         raise CheckpointError(f"{piece.path}: ends within {piece.name}; use another checkpoint")
 
 
@@ -137,7 +136,7 @@ def _encode_header(fragments: Sequence[Fragment]) -> bytes:
         assert shapes.setdefault(fragment.name, list(fragment.shape)) == list(fragment.shape), f"{fragment.name} has two shapes"
         key = f"{fragment.name}|{fragment.kind}|{fragment.start}"
         assert key not in header, f"{key} is given twice"
-        end = offset + fragment.values.numel() * _FLOAT_BYTES
+        end = offset + fragment.values.numel() * ELEMENT_BYTES
         header[key] = {"dtype": "F32", "shape": [fragment.values.numel()], "data_offsets": [offset, end]}
         offset = end
     header["__metadata__"]["shapes"] = json.dumps(shapes)
@@ -168,7 +167,7 @@ def _decode_header(header: dict[str, Any], *, path: Path, data_start: int, num_b
         name, kind, start_text = key.split("|")
         start, (begin, end) = int(start_text), entry["data_offsets"]
         shape = tuple(int(size) for size in shapes[name])
-        stop = start + (end - begin) // _FLOAT_BYTES
+        stop = start + (end - begin) // ELEMENT_BYTES
         if entry["dtype"] != "F32" or kind not in get_args(Kind) or entry["shape"] != [stop - start]:
             raise ValueError(f"{key} is not a flat fp32 fragment")
         if not (0 <= begin < end <= num_bytes - data_start and 0 <= start < stop <= math.prod(shape)):

@@ -9,6 +9,9 @@ from torch import Tensor
 Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema"]
 """Which tensor of a parameter: the fp32 master weight, Adam's first or second moment, the moving average of the weight."""
 
+ELEMENT_BYTES = 4
+"""All of them are fp32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:

@@ -6,10 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vitscale.checkpoint.fragments import Fragment
+from vitscale.checkpoint.fragments import ELEMENT_BYTES, Fragment
 from vitscale.config import CheckpointError
-
-_FLOAT_BYTES = 4
 
 
 class HostCopy:
@@ -66,7 +64,7 @@ def live_values(fragments: Iterable[Fragment]) -> list[Fragment]:
 
 def size_in_bytes(fragments: Iterable[Fragment]) -> int:
     """What the fragments take in a file, or in a `HostCopy`."""
-    return sum(fragment.values.numel() for fragment in fragments) * _FLOAT_BYTES
+    return sum(fragment.values.numel() for fragment in fragments) * ELEMENT_BYTES
 
 
 @torch.no_grad()
@@ -79,7 +77,7 @@ def _allocate(count: int) -> Tensor:
     try:
         return torch.empty(count, dtype=torch.float32, device="cpu")
     except RuntimeError as error:
-        raise _too_large(count * _FLOAT_BYTES, why="there is not that much") from error
+        raise _too_large(count * ELEMENT_BYTES, why="there is not that much") from error
 
 
 def _lock_pages(memory: Tensor) -> None:

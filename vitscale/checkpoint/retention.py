@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from vitscale.checkpoint.config import CheckpointConfig, KeepBestConfig
-from vitscale.checkpoint.discover import verify
+from vitscale.checkpoint.discover import why_unusable
 from vitscale.checkpoint.durable import disk_errors
 from vitscale.checkpoint.layout import StepFolder, list_step_folders, step_folder
 from vitscale.config import CheckpointError
@@ -51,19 +51,6 @@ def reasons_to_keep(
         )
         for step in sorted(set(steps))
     }
-
-
-def steps_to_delete(
-    steps: Collection[int],
-    *,
-    keep: int,
-    keep_every_steps: int | None = None,
-    keep_best: KeepBestConfig | None = None,
-    scores: Mapping[int, float] | None = None,
-) -> list[int]:
-    """The steps that nothing keeps (see `reasons_to_keep`), oldest first."""
-    kept = reasons_to_keep(steps, keep=keep, keep_every_steps=keep_every_steps, keep_best=keep_best, scores=scores)
-    return [step for step, reasons in kept.items() if not reasons]
 
 
 def read_scores(metrics: Path, *, metric: str) -> dict[int, float]:
@@ -226,15 +213,8 @@ def _best_steps(steps: Collection[int], *, keep_best: KeepBestConfig | None, sco
 
 
 def _whole_steps(entries: Iterable[StepFolder], *, newest: int) -> set[int]:
-    return {entry.step for entry in entries if entry.role == "committed" and entry.step <= newest and _is_whole(entry.path)}
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        verify(path, deep=False)
-    except CheckpointError:
-        return False
-    return True
+    committed = (entry for entry in entries if entry.role == "committed" and entry.step <= newest)
+    return {entry.step for entry in committed if why_unusable(entry, deep=False) is None}
 
 
 def _is_doomed(entry: StepFolder, *, whole: Collection[int], outdated: Collection[int], oldest_new: int) -> bool:
