@@ -19,6 +19,7 @@ from vitscale.dist.agreement import on_every_rank
 T = TypeVar("T")
 
 _READING_THREADS = 4
+"""A read waits for the disk and then copies; with several, one copies while others wait."""
 _SHOWN_PROBLEMS = 5
 _OTHER_MODEL = (
     "Go on with the model that the checkpoint's config.yaml describes, or train this one under another name (name=...), with init_from"
@@ -32,9 +33,9 @@ def restore_checkpoint(reader: CheckpointReader, *, store: ShardStore, missing_e
     `missing_ema` says what to do when the run keeps a moving average and the checkpoint has none: refuse, or start the
     average from the weights. Raises `CheckpointError` on all ranks, before anything is written, when names or shapes differ.
 
-    State in host memory is filled straight from the files, that on a GPU through four page-locked chunks of 4 MiB: beside the map
-    of the pieces, which the reader holds, and what the store takes to refresh its copies, this is all the memory it needs,
-    whatever wrote the checkpoint.
+    State in host memory is filled straight from the files, that on a GPU through a page-locked chunk of 4 MiB for each of four
+    threads: beside the map of the pieces, which the reader holds, and what the store takes to refresh its copies, this is all
+    the memory it needs, whatever wrote the checkpoint.
     """
     sources = _sources(reader, missing_ema=missing_ema)
     held = on_every_rank(lambda: _check_held(list(store.held()), reader=reader, sources=sources))
@@ -87,7 +88,6 @@ def _shortened(items: Sequence[str]) -> str:
 
 
 def _fill(store: ShardStore, *, reader: CheckpointReader, sources: dict[Kind, Kind]) -> None:
-    """Several reads at a time: one alone waits for the disk, then copies while the disk waits."""
     parts = _Shared(_parts(store.held()))
     with disk_errors(), ThreadPoolExecutor(_READING_THREADS) as pool:
         for filled in [pool.submit(_fill_parts, parts, reader=reader, sources=sources) for _ in range(_READING_THREADS)]:
