@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.data.packed import pack_images
+from vitscale import api
 from vitscale.checkpoint.reader import CheckpointReader
-from vitscale.config import apply_overrides, decode
+from vitscale.config import StopRequested, apply_overrides, decode
 from vitscale.run_config import RunConfig
 
 NUM_SAMPLES = 96
@@ -44,6 +46,14 @@ def tiny_values(root: Path) -> dict[str, Any]:
 def tiny_config(root: Path, *overrides: str) -> RunConfig:
     """`tiny_values` with overrides, decoded."""
     return decode(RunConfig, values=apply_overrides(tiny_values(root), overrides=overrides), source="tiny")
+
+
+def stopped(root: Path, *overrides: str, step: int = 3) -> RunConfig:
+    """A run that was stopped after a step."""
+    config = tiny_config(root, *overrides)
+    with pytest.raises(StopRequested):
+        api.train(config, stop_at_step=step)
+    return config
 
 
 def losses(run_dir: Path) -> dict[int, float]:

@@ -8,6 +8,7 @@ from vitscale.checkpoint.layout import step_folder
 from vitscale.checkpoint.saver import CheckpointSaver, SaveOutcome
 from vitscale.config import CheckpointError, CorruptionError, DataError, StopRequested, UserError
 from vitscale.data.loader import TrainLoader
+from vitscale.data.source import TrainingData
 from vitscale.data.types import Batch
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.engine.engine import Engine
@@ -55,8 +56,7 @@ class Fetched:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run that is ready to train from `start`. `data_identity` names the data set and the order in checkpoints,
-    `classes` the labels in pictures, `epoch_samples` the size of an epoch where it is known."""
+    """A run that is ready to train from `start`, on this rank's `batches` of `data`."""
 
     config: RunConfig
     plan: Plan
@@ -66,15 +66,13 @@ class Run:
     saver: CheckpointSaver
     copies: Copies
     check_owner: Callable[[], None]
+    data: TrainingData
     batches: TrainLoader
-    classes: tuple[str, ...] | None
-    data_identity: dict[str, object]
     evaluations: tuple[Evaluation, ...]
     reporter: Reporter
     sample_log: SampleLog
     losses: LossLedger
     skips: SkipGuard
-    epoch_samples: int | None
     stop: StopRequest
     ledger: TimeLedger
     watch: Watch
@@ -183,7 +181,7 @@ class Run:
         """Report the samples that any rank has lost. Raises `DataError` past the budget."""
         self.reporter.lost_samples(state.step, self.losses.merge(entry for rank in ranks for entry in rank.lost))
         too_many = self.losses.exceeds(
-            max_fraction=self.config.data.max_lost_fraction, samples=state.samples, epoch_samples=self.epoch_samples
+            max_fraction=self.config.data.max_lost_fraction, samples=state.samples, epoch_samples=self.data.epoch_samples
         )
         if too_many is not None:
             self.finish_saves(state)
@@ -218,9 +216,8 @@ class Run:
             self.reporter.event("stage", step=state.step, message=f"stage {stage + 1} of {num_stages}: images of {size} pixels")
         count = self.config.train.log_images
         if count and self.reporter.is_main:
-            self.reporter.pictures(
-                InputPictures(step=state.step, images=batch["image"][:count], captions=captions(batch, count=count, classes=self.classes))
-            )
+            shown = captions(batch, count=count, classes=self.data.classes)
+            self.reporter.pictures(InputPictures(step=state.step, images=batch["image"][:count], captions=shown))
 
     def save(self, state: TrainState, *, last: bool) -> None:
         """Begin to save a checkpoint. All ranks. A failure is told, and training goes on; but the `last` one of a start is waited
@@ -235,7 +232,7 @@ class Run:
             state=host_state(
                 state,
                 config=self.config,
-                data=self.data_identity,
+                data=self.data.identity(),
                 lost=self.losses.save(state.step),
                 skipped_in_a_row=self.skips.in_a_row,
             ),
