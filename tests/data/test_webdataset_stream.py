@@ -22,6 +22,7 @@ from tests.data.topologies import as_workers
 from tests.train.tiny_run import events, pack_tiny, sample_ids, tiny_values
 from vitscale import api
 from vitscale.config import ConfigError, DataError, StopRequested, decode
+from vitscale.data import webdataset_stream
 from vitscale.data.config import StreamConfig
 from vitscale.data.demand import Demand
 from vitscale.data.images.transforms import EvalTransform
@@ -29,7 +30,9 @@ from vitscale.data.lanes import rank_slice
 from vitscale.data.loader import Share, train_loader
 from vitscale.data.shard_urls import expand_urls
 from vitscale.data.source import TrainingData
-from vitscale.data.types import LostSample, StagedTransform
+from vitscale.data.storage import storage_stream
+from vitscale.data.storage.storage import LocalStorage
+from vitscale.data.types import LostSample, StagedTransform, UnreachableDataError
 from vitscale.data.webdataset_stream import CAVEATS, StreamParts, open_stream
 from vitscale.data.worker import Part
 from vitscale.plan.describe import describe_run
@@ -195,6 +198,29 @@ def test_what_the_library_takes_for_the_end_without_a_word_is_reported(tmp_path:
         reasons = {sample.reason for sample in lost(read(urls, num_parts=6))}
         assert len(reasons) == 1, reasons
         assert "its tar ends before byte" in reasons.pop() or damaged is garbage
+
+
+def test_a_shard_that_cannot_be_reached_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(LocalStorage):
+        """Whole for so many reads, then silent for good."""
+
+        num_reads = 0
+
+        def read_range(self, name: str, *, offset: int, length: int) -> bytes:
+            self.num_reads += 1
+            if self.num_reads > num_whole:
+                raise UnreachableDataError("s3://bucket/s-00.tar: could not be read: 14 tries in 61.0 s failed. Check the network.")
+            return super().read_range(name, offset=offset, length=length)
+
+    monkeypatch.setattr(storage_stream, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(webdataset_stream, "open_storage", lambda root: Failing(Path(root)))
+    urls = write_shards(tmp_path, [6])
+    num_blocks = -(-Path(urls[0]).stat().st_size // 1000)
+    for num_whole in range(num_blocks + 1):  # the last is the read that looks for the mark at the tar's end
+        (part,) = read(urls, num_parts=1)
+        assert type(part.error) is UnreachableDataError, num_whole
+        assert str(part.error) == "s3://bucket/s-00.tar: could not be read: 14 tries in 61.0 s failed. Check the network."
+        assert part.lost == ()
 
 
 def test_a_sample_that_cannot_be_decoded_is_replaced_by_the_next_and_told(tmp_path: Path) -> None:

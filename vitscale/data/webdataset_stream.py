@@ -235,9 +235,15 @@ class _StreamReader:
 
     def _members_by_key(self, url: str, *, problems: list[str]) -> Iterator[dict[str, Any]]:
         """Samples as the library puts them together; whatever is wrong with the shard ends it and is added to `problems`."""
+        unreachable: list[UnreachableDataError] = []
 
         def stop(error: Exception) -> bool:
-            problems.append(str(error.args[0] if error.args else error).partition(" @ ")[0] or type(error).__name__)
+            # The library adds to the arguments of what it hands over, and to the first of them.
+            problem = str(error.args[0] if error.args else error).partition(" @ ")[0] or type(error).__name__
+            if isinstance(error, UnreachableDataError):
+                unreachable.append(error.retold(problem))
+            else:
+                problems.append(problem)
             return False
 
         tars = self._library.tariterators
@@ -245,12 +251,14 @@ class _StreamReader:
             stream = self._open(url)
             files = tars.tar_file_expander([{"url": url, "stream": stream}], handler=stop)
             yield from tars.group_by_keys(files, handler=stop)
-            if not problems:
+            if not problems and not unreachable:
                 problems += _problems_at_end(stream)
         except UnreachableDataError:
             raise
         except DataError as error:  # of the storage: what the library meets itself goes to the handler
             stop(error)
+        if unreachable:
+            raise unreachable[0]
 
     def _open(self, url: str) -> StorageStream:
         location = locate(url)
