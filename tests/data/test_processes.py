@@ -2,6 +2,8 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vitscale.config import DataError, UsageError
 from vitscale.data.processes import IGNORED_SIGNALS, PartStream, _explain_loss, start_fork_server
 from vitscale.data.worker import Part
+
+ROOT = Path(__file__).parents[2]
 
 
 class Numbers(IterableDataset[Part]):
@@ -53,6 +57,31 @@ def test_the_fork_server_can_be_started_before_any_loader_and_serves_it() -> Non
     assert part is not None
     assert parent_of(int(part["row"][2])) == server
     stream.close()
+
+
+PROGRAM = """
+import os
+from tests.data.test_processes import Numbers
+from vitscale.data.processes import PartStream
+
+if __name__ == "__main__":
+    before = dict(os.environ)
+    stream = PartStream(Numbers(), num_workers=1, prefetch=1)
+    print(next(stream).batch["row"].tolist()[:2], os.environ == before)
+    stream.close()
+"""
+
+
+@pytest.mark.dist
+def test_another_vitscale_in_the_working_folder_is_not_imported(tmp_path: Path) -> None:
+    script = tmp_path / "program" / "train.py"
+    script.parent.mkdir()
+    script.write_text(PROGRAM)
+    (tmp_path / "vitscale").mkdir()
+    (tmp_path / "vitscale" / "__init__.py").write_text("raise RuntimeError('another vitscale')")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("[0, 0] True\n", "", 0)
 
 
 def loader_processes() -> list[multiprocessing.process.BaseProcess]:

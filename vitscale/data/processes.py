@@ -1,9 +1,12 @@
 """Loader processes: how they are started, what they ignore, how they end, and what the user hears when one dies."""
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any
@@ -34,7 +37,8 @@ def start_fork_server() -> None:
     May be called twice, and need not be called at all.
     """
     multiprocessing.get_context(_START_METHOD).set_forkserver_preload(_PRELOAD)
-    multiprocessing.forkserver.ensure_running()
+    with _search_path_handed_on():
+        multiprocessing.forkserver.ensure_running()
 
 
 class PartStream(Iterator[Part]):
@@ -113,8 +117,7 @@ def ignore_signals() -> None:
 
 
 def _process_loader(parts: IterableDataset[Part], *, num_workers: int, prefetch: int) -> DataLoader[Part]:
-    context = multiprocessing.get_context(_START_METHOD)
-    context.set_forkserver_preload(_PRELOAD)
+    start_fork_server()
     return DataLoader(
         parts,
         batch_size=None,
@@ -122,10 +125,27 @@ def _process_loader(parts: IterableDataset[Part], *, num_workers: int, prefetch:
         prefetch_factor=prefetch,
         collate_fn=_as_is,
         worker_init_fn=_start_worker,
-        multiprocessing_context=context,
+        multiprocessing_context=multiprocessing.get_context(_START_METHOD),
         # By default the loader draws a seed from torch's global generator, which would make it part of the run's state.
         generator=torch.Generator(),
     )
+
+
+@contextlib.contextmanager
+def _search_path_handed_on() -> Iterator[None]:
+    """A Python that is started here finds modules where this process does. By itself the fork server, a `python -c`, would look into
+    the working folder first, and take what is called vitscale there, such as a clone of the repository, for this package."""
+    settings = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _as_is(part: Any) -> Any:
