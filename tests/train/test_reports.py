@@ -1,6 +1,8 @@
 """The values handed to observers."""
 
+import re
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +35,13 @@ def test_figures_are_everything_that_was_measured() -> None:
     }
     with pytest.raises(FrozenInstanceError):
         report.step = 4  # type: ignore[misc]
+
+
+def test_every_kind_of_event_is_documented() -> None:
+    root = Path(__file__).parents[2]
+    sources = [path.read_text() for folder in ("vitscale", "launch") for path in (root / folder).rglob("*.py")]
+    kinds = {kind for source in sources for kind in re.findall(r'event\(\s*"(\w+)"', source)}
+    assert {"checkpoint", "lost_samples", "wait"} <= kinds, "this is how they are written"
+    documented = (root / "docs" / "events.md").read_text().partition("## Kinds")[2]
+    kinds |= {"time", "hang", "start", "resume", "straggler", "straggler_recovered"}
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in documented] == []
