@@ -1,5 +1,6 @@
 """Finding the newest whole checkpoint: damage of any kind is noticed before use and the reason is told."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.checkpoint.simulation import make_tensors, save_as
 from vitscale.checkpoint.discover import checkpoints_folder, find_newest, hash_file, resolve_checkpoint, verify
+from vitscale.checkpoint.manifest import NewerVersionError
 from vitscale.config import CheckpointError
 
 TENSORS = make_tensors(seed=1)
@@ -73,6 +75,19 @@ def test_every_newer_folder_that_cannot_be_used_is_explained(folder: Path) -> No
     assert reasons["step-00000005.tmp"] == "its save did not finish"
     assert "has no manifest.json" in reasons["step-00000004"]
     assert "version 99" in reasons["step-00000003"]
+
+
+def test_one_for_a_newer_vitscale_is_not_passed_over(folder: Path) -> None:
+    path = folder / "step-00000002" / "manifest.json"
+    values = json.loads(path.read_text()) | {"version": 2}
+    del values["sha256"]
+    values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(values))
+    for deep in (True, False):
+        with pytest.raises(NewerVersionError, match=r"version 2 of the checkpoint format.*newer vitscale.*, or move its folder away"):
+            find_newest(folder, deep=deep)
+    save_as(TENSORS, folder=folder, step=3)
+    assert find_newest(folder).checkpoint == folder / "step-00000003", "an older one matters no more"
 
 
 def test_a_replaced_one_counts_while_its_successor_is_not_in_place(folder: Path) -> None:

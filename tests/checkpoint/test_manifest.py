@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitscale.checkpoint.manifest import FileEntry, Manifest, encode_manifest, parse_manifest, read_manifest
+from vitscale.checkpoint.manifest import FileEntry, Manifest, NewerVersionError, encode_manifest, parse_manifest, read_manifest
 from vitscale.config import CheckpointError
 
 MANIFEST = Manifest(
@@ -62,6 +62,17 @@ def test_every_truncation_is_noticed() -> None:
 def test_what_it_cannot_use_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     values = json.loads(encode_manifest(MANIFEST)) | change
     with pytest.raises(CheckpointError, match=message):
+        read_manifest(_write(tmp_path, json.dumps(values).encode()))
+
+
+def test_another_version_is_a_newer_one_only_with_its_own_sha256(tmp_path: Path) -> None:
+    values = json.loads(encode_manifest(MANIFEST)) | {"version": 3}
+    with pytest.raises(CheckpointError, match="written in version 3") as flipped:
+        read_manifest(_write(tmp_path, json.dumps(values).encode()))
+    assert type(flipped.value) is CheckpointError
+    del values["sha256"]
+    values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    with pytest.raises(NewerVersionError, match="written in version 3"):
         read_manifest(_write(tmp_path, json.dumps(values).encode()))
 
 

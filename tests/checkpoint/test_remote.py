@@ -1,5 +1,7 @@
 """Remote copies in a real S3 server: whole or not taken for one, never sent twice, verified when they come back."""
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -16,6 +18,7 @@ from tests.checkpoint.store import SECRET, environment, faulty_store, fresh_addr
 from tests.data.fault_proxy import Flip, Status, Truncate
 from tests.data.write_faults import RefusedWrites, WriteFaultProxy
 from vitscale.checkpoint.discover import verify
+from vitscale.checkpoint.manifest import NewerVersionError
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.remote import (
     DamagedCopyError,
@@ -244,6 +247,23 @@ def test_a_remote_manifest_that_was_edited_or_belongs_elsewhere_is_passed_over(r
     assert found.steps == (1,)
     assert "edited by hand" in found.passed_over[0]
     assert "its manifest is that of step 2" in found.passed_over[1]
+
+
+def test_a_copy_for_a_newer_vitscale_is_neither_passed_over_nor_deleted(remote: RemoteCheckpoints, tmp_path: Path) -> None:
+    first, second, third = _save(tmp_path, 1, 2, 3)
+    remote.upload(first)
+    values = json.loads((second / "manifest.json").read_bytes()) | {"version": 2}
+    del values["sha256"]
+    values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    data = json.dumps(values).encode()
+    remote._writer.put("step-00000002/manifest.json", lambda: [data], num_bytes=len(data), sha256="0" * 64)
+    for folder in (first.parent, tmp_path / "empty"):
+        with pytest.raises(NewerVersionError, match=r"step-00000002/manifest\.json: written in version 2.*, or move its folder away"):
+            find_newest_or_download(folder, remote=remote)
+    remote.upload(third)
+    with pytest.raises(NewerVersionError, match="version 2"):
+        remote.prune(RetentionPolicy(keep=1), saved=3)
+    assert "step-00000002/manifest.json" in remote._writer.list_sizes()
 
 
 def test_a_copy_that_comes_back_changed_is_not_committed(remote: RemoteCheckpoints, tmp_path: Path, proxy: WriteFaultProxy) -> None:

@@ -202,7 +202,7 @@ def _foreign_in(folder: Path) -> list[Path]:
 def _problem(entry: StepFolder) -> str | None:
     if entry.role == "partial":
         return "its save did not finish, or goes on"
-    return why_unusable(entry, deep=False)
+    return why_unusable(entry)
 
 
 def _listed(entry: StepFolder, *, problem: str | None, reasons: dict[int, tuple[str, ...]]) -> ListedCheckpoint:

@@ -11,7 +11,7 @@ from pathlib import Path
 from vitscale.checkpoint.durable import disk_errors
 from vitscale.checkpoint.foreign import explain_foreign, find_foreign
 from vitscale.checkpoint.layout import CHECKPOINTS, MANIFEST, StepFolder, list_step_folders
-from vitscale.checkpoint.manifest import FileEntry, Manifest, read_manifest
+from vitscale.checkpoint.manifest import FileEntry, Manifest, NewerVersionError, read_manifest
 from vitscale.checkpoint.reader import check_size
 from vitscale.config import CheckpointError
 
@@ -44,14 +44,18 @@ def find_newest(folder: Path, *, deep: bool = True, show_life: Callable[[], None
 
     `deep` hashes every byte of the checkpoint that is found (about a second per GiB and core), while `show_life` is called from
     any thread, but one at a time; without it, only the sizes of its files are compared. Runs on one rank; the answer is for it
-    to share.
+    to share. Raises `CheckpointError` where the folder cannot be read, and `NewerVersionError` instead of passing over a
+    checkpoint that only a newer vitscale reads: what trained on would in the end replace it.
     """
     passed_over: list[PassedOver] = []
     for entry in list_step_folders(folder):
-        reason = why_unusable(entry, deep=deep, show_life=show_life)
-        if reason is None:
+        try:
+            _check_usable(entry, deep=deep, show_life=show_life)
             return Found(checkpoint=entry.path, passed_over=tuple(passed_over))
-        passed_over.append(PassedOver(path=entry.path, reason=reason))
+        except NewerVersionError as error:
+            raise error.retold(f"{error}, or move its folder away to go on from an older one") from None
+        except CheckpointError as error:
+            passed_over.append(PassedOver(path=entry.path, reason=str(error)))
     passed_over.extend(_foreign(folder))
     return Found(checkpoint=None, passed_over=tuple(passed_over))
 
@@ -72,12 +76,10 @@ def verify(path: Path, *, deep: bool = True, report: Callable[[int], None] | Non
     return manifest
 
 
-def why_unusable(entry: StepFolder, *, deep: bool = True, show_life: Callable[[], None] = nothing) -> str | None:
-    """Why nothing can be restored from a checkpoint folder; None where it is whole, by `verify`."""
-    if entry.role == "partial":
-        return "its save did not finish"
+def why_unusable(entry: StepFolder) -> str | None:
+    """Why nothing can be restored from a checkpoint folder; None where it is whole, as far as sizes tell."""
     try:
-        verify(entry.path, deep=deep, report=lambda _: show_life())
+        _check_usable(entry, deep=False, show_life=nothing)
     except CheckpointError as error:
         return str(error)
     return None
@@ -138,6 +140,12 @@ class _Total:
             with self._lock:
                 self._total += amount
                 self._report(self._total)
+
+
+def _check_usable(entry: StepFolder, *, deep: bool, show_life: Callable[[], None]) -> None:
+    if entry.role == "partial":
+        raise CheckpointError("its save did not finish")
+    verify(entry.path, deep=deep, report=lambda _: show_life())
 
 
 def _foreign(folder: Path) -> list[PassedOver]:

@@ -19,6 +19,10 @@ FORMAT = "vitscale-checkpoint"
 VERSION = 1
 
 
+class NewerVersionError(CheckpointError):
+    """A checkpoint in a version of the format that this vitscale does not know. It is not damaged: nothing older stands in for it."""
+
+
 class FileEntry(BaseModel):
     """A file of a checkpoint. The name is plain: a manifest cannot point outside its own folder."""
 
@@ -72,7 +76,7 @@ def read_manifest(folder: Path) -> Manifest:
 def parse_manifest(data: bytes, *, where: str) -> Manifest:
     """The manifest in the bytes of a manifest.json that lies at `where`. Raises `CheckpointError` as `read_manifest` does.
 
-    Any byte that differs from what a save wrote is noticed.
+    Any byte that differs from what a save wrote is noticed. Of a newer version it raises `NewerVersionError`.
     """
     try:
         values = json.loads(data.decode("utf-8"))
@@ -81,13 +85,15 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{where}: not a checkpoint of vitscale: it does not say format {FORMAT!r}")
     version = values.get("version")
+    without_digest = {key: value for key, value in values.items() if key != "sha256"}
+    has_digest = values.get("sha256") == _digest(without_digest)
     if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(
+        # A flipped bit makes another version, too, but not with the sha256 that belongs to it.
+        raise (NewerVersionError if has_digest else CheckpointError)(
             f"{where}: written in version {version} of the checkpoint format, and this vitscale reads up to {VERSION};"
             " install a newer vitscale to use it"
         )
-    without_digest = {key: value for key, value in values.items() if key != "sha256"}
-    if values.get("sha256") != _digest(without_digest) or _encode(values) != data:
+    if not has_digest or _encode(values) != data:
         raise CheckpointError(
             f"{where}: damaged, or edited by hand: its values do not match its sha256; put the file back as it was saved, or use"
             " another checkpoint"

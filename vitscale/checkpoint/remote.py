@@ -18,7 +18,7 @@ from vitscale.checkpoint.commit import put_in_place
 from vitscale.checkpoint.discover import Found, find_newest, hash_file, nothing
 from vitscale.checkpoint.durable import create_folder, disk_errors, sync_folder, write_durably
 from vitscale.checkpoint.layout import CONFIG, MANIFEST, list_step_folders, parse_step_folder, step_folder
-from vitscale.checkpoint.manifest import FileEntry, Manifest, parse_manifest
+from vitscale.checkpoint.manifest import FileEntry, Manifest, NewerVersionError, parse_manifest
 from vitscale.checkpoint.retention import RetentionPolicy, format_bytes, free_bytes
 from vitscale.config import CheckpointError, ConfigError, DataError
 from vitscale.data.storage.object_writer import ObjectWriter
@@ -115,7 +115,7 @@ class RemoteCheckpoints:
     def find(self) -> RemoteFound:
         """Look through the store. Sizes are compared with each manifest; hashes are when a checkpoint is downloaded.
 
-        Raises `CheckpointError` when the store does not answer.
+        Raises `CheckpointError` when the store does not answer, and `NewerVersionError` where one of them is for a newer vitscale.
         """
         with self._explained(f"the checkpoints in {self.root} could not be listed"):
             folders = self._folders()
@@ -230,6 +230,8 @@ class RemoteCheckpoints:
         try:
             if step not in self._manifests:
                 self._manifests[step] = parse_manifest(self._writer.read_file(name), where=MANIFEST)
+        except NewerVersionError as error:
+            raise error.retold(f"{self.root}/{_folder_name(step)}/{error}, or move its folder away to go on from an older one") from None
         except CheckpointError as error:
             return str(error)
         return _problem(self._manifests[step], sizes=sizes, folder=_folder_name(step))
@@ -253,9 +255,9 @@ def find_newest_or_download(
 
     A store that does not answer is passed over where there is a local checkpoint: going on from an older step costs time and
     changes nothing of the result. Without one it raises `CheckpointError`, as a download does that fails for another reason
-    than damage. Before a download, `check` is given the configuration of the run that it is of and where that was read; it raises
-    where the checkpoint would be of no use. `show_life` is called while files are hashed or downloaded. Runs on one rank; the answer
-    is for it to share.
+    than damage, and a checkpoint in a newer version of the format, wherever it lies. Before a download, `check` is given the
+    configuration of the run that it is of and where that was read; it raises where the checkpoint would be of no use.
+    `show_life` is called while files are hashed or downloaded. Runs on one rank; the answer is for it to share.
     """
     found = find_newest(folder, show_life=show_life)
     if remote is None:
@@ -263,6 +265,8 @@ def find_newest_or_download(
     local = None if found.checkpoint is None else parse_step_folder(found.checkpoint)
     try:
         listed = remote.find()
+    except NewerVersionError:
+        raise
     except CheckpointError as error:
         if local is None:
             raise error.retold(

@@ -214,7 +214,7 @@ def _best_steps(steps: Collection[int], *, keep_best: KeepBestConfig | None, sco
 
 def _whole_steps(entries: Iterable[StepFolder], *, newest: int) -> set[int]:
     committed = (entry for entry in entries if entry.role == "committed" and entry.step <= newest)
-    return {entry.step for entry in committed if why_unusable(entry, deep=False) is None}
+    return {entry.step for entry in committed if why_unusable(entry) is None}
 
 
 def _is_doomed(entry: StepFolder, *, whole: Collection[int], outdated: Collection[int], oldest_new: int) -> bool:
