@@ -137,6 +137,20 @@ def test_a_sample_counted_twice_is_our_bug(dataset: Dataset) -> None:
         _evaluation(dataset).run(_predict)
 
 
+def test_a_damaged_sample_ends_the_evaluation_and_the_message_says_what_for_it_was_read(tmp_path: Path) -> None:
+    dataset = pack_images(tmp_path, num_samples=80, samples_per_shard=80)
+    evaluation = _evaluation(dataset)
+    tar = tmp_path / dataset.shards[0].name
+    raw = bytearray(tar.read_bytes())
+    raw[int(dataset.read_index(dataset.shards[0])["offset"][70]) + 600] ^= 1
+    tar.write_bytes(raw)
+    with pytest.raises(
+        DataError, match=r"sample 70 .* is damaged: .* Restore .* This ended the evaluation on .* none is replaced\."
+    ) as caught:
+        evaluation.run(_predict)
+    assert str(tmp_path) in str(caught.value)
+
+
 def test_it_can_run_again(dataset: Dataset, expected: dict[str, float]) -> None:
     evaluation = _evaluation(dataset)
     assert evaluation.run(_predict) == evaluation.run(_predict) == expected

@@ -2,14 +2,14 @@
 
 # B batch, K classes
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vitscale.config import OPERATIONAL, Config, ConfigError, DataError
+from vitscale.config import OPERATIONAL, Config, ConfigError, DataError, UserError
 from vitscale.data.dataset import Dataset
 from vitscale.data.images.transforms import EvalTransform, Interpolation
 from vitscale.data.labels import ClassLabels
@@ -102,7 +102,7 @@ class ClassificationEval:
         )
         counts: Tensor | None = None
         try:
-            for batch in loader:
+            for batch in self._readable(loader):
                 logits_BK = predict(batch)
                 self._check_outputs(logits_BK.shape[1])
                 # The counts stay on the device: no batch waits for the one before.
@@ -112,6 +112,14 @@ class ClassificationEval:
             loader.close()
         assert counts is not None, "an eval loader yields at least one batch on every rank"
         return counts
+
+    def _readable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; what ends them says what for they were read, since training would have replaced the sample and gone on."""
+        try:
+            yield from batches
+        except UserError as error:
+            where = f"This ended the evaluation on {self.config.path}, in which every sample counts and none is replaced."
+            raise error.retold(f"{error} {where}") from error
 
     def _check_outputs(self, num_outputs: int) -> None:
         if num_outputs < self._num_classes:

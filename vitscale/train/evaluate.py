@@ -54,7 +54,7 @@ def load_objective(config: RunConfig, *, reader: CheckpointReader, kind: Kind, d
     Raises `CheckpointError` when names or shapes differ.
     """
     objective = check_fits(config, reader=reader, kind=kind)
-    objective.to_empty(device=device).to(dtype)
+    objective.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in objective.named_parameters():
             parameter.copy_(reader.read_full(name, kind=kind))
