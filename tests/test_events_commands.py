@@ -73,7 +73,6 @@ def test_the_time_stopped_counts_on_request(run: str) -> None:
 
 
 def test_a_plot_is_a_picture(run: str, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     result = vitscale(run, "--plot", str(tmp_path / "new" / "time.png"))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "new" / "time.png").read_bytes().startswith(b"\x89PNG")

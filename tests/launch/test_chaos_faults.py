@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.facilities import with_network, with_tmpfs
 from vitscale.train.faults import FaultHook
 from vitscale.train.hang_rules import RankState
 from vitscale_launch import chaos_faults
@@ -121,15 +121,13 @@ def test_a_rank_that_never_looks_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         Faults(run_dir=tmp_path, plan=PLAN, wait=lambda _: True).do(fault(FaultKind.NAN), tell=lambda _: None)
 
 
-def in_tmpfs(folder: Path, program: str) -> str:
-    """Run a Python program with a tmpfs of 64 MiB, which only it sees, over `folder`."""
-    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs "$0" && exec "$@"', str(folder)]
-    done = subprocess.run([*mounted, sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=60, check=False)
+def output_of(*prefix: str, program: str, arguments: tuple[str, ...] = ()) -> str:
+    """What a Python program, begun in a machine that `prefix` makes for it, prints."""
+    done = subprocess.run([*prefix, sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="needs the right to mount a file system")
 def test_a_full_disk_is_full_and_leaves_nothing_behind(tmp_path: Path) -> None:
     program = """
 import os, shutil, sys
@@ -154,7 +152,7 @@ os.waitpid(pid, 0)
 assert shutil.disk_usage(folder).free == before, "the ballast goes with a killed process"
 print("done")
 """
-    assert in_tmpfs(tmp_path, program) == "done\n"
+    assert output_of(*with_tmpfs(tmp_path, size="64m"), program=program, arguments=(str(tmp_path),)) == "done\n"
 
 
 def test_a_folder_that_is_gone_cannot_be_filled(tmp_path: Path) -> None:
@@ -162,7 +160,6 @@ def test_a_folder_that_is_gone_cannot_be_filled(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.skipif(os.getuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None, reason="needs a network of its own")
 def test_a_link_goes_down_and_comes_back_even_when_the_command_is_killed() -> None:
     program = """
 import os, subprocess, time
@@ -190,13 +187,9 @@ assert not is_up()
 wait_for(True)
 print("done")
 """
-    done = subprocess.run(["unshare", "-n", sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    if "veth" in done.stderr or "Operation not" in done.stderr:
-        pytest.skip(f"no interface to try it on: {done.stderr.strip().splitlines()[-1]}")
-    assert done.stdout == "done\n", done.stderr
+    assert output_of(*with_network(), program=program) == "done\n"
 
 
-@pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")
 def test_a_link_that_does_not_go_down_is_told() -> None:
     with pytest.raises(FaultNotDone, match="cannot be taken down"), dead_link("nosuch0", seconds=0.0):
         pass

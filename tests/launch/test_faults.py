@@ -3,7 +3,6 @@
 import itertools
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.facilities import require_named_networks
 from tests.train.tiny_run import (
     assert_equal_tensors,
     checkpoint_tensors,
@@ -221,13 +221,7 @@ def command_line(pid: int) -> bytes:
 @pytest.fixture
 def network() -> Iterator[Network]:
     """A head without CPUs and two machines with one each, and the right to make them."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("machines of a test are network namespaces, which need root and iproute2")
-    try:
-        ip("netns", "add", "vtprobe")
-        ip("netns", "del", "vtprobe")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    require_named_networks()
     with ExitStack() as stack:
         made = Network(3, stack=stack)
         made.start_head()

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.facilities import with_tmpfs
 from tests.launcher import ROOT, run_ranks
 from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, events, losses, pack_tiny, sample_ids
 from vitscale.checkpoint.discover import find_newest
@@ -85,18 +85,16 @@ def test_a_slow_rank_is_named_within_two_windows_and_watching_costs_little(tmp_p
 
 
 @pytest.mark.dist
-@pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="needs the right to mount a file system")
 def test_training_goes_on_while_the_disk_is_full(tmp_path: Path) -> None:
     """The full disk is a tmpfs that only the run sees; what is asked of it is looked at from inside, before it is gone."""
-    pack_tiny(tmp_path)
     output = tmp_path / "runs"
+    in_output = with_tmpfs(output, size="32m")
+    pack_tiny(tmp_path)
     output.mkdir()
     jobs = [job("reference", f"output={tmp_path / 'reference'}"), job("full", do="full", after=15)]
-    program = 'mount -t tmpfs -o size=32m tmpfs "$0" && "$1" "$2" "$3" "$4" && cp -r "$0" "$5"'
-    command = ["unshare", "-m", "sh", "-c", program, str(output), sys.executable, str(SCRIPT), str(tmp_path), json.dumps(jobs)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "copy")], env=alone(), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    train = [sys.executable, str(SCRIPT), str(tmp_path), json.dumps(jobs)]
+    command = [*in_output, "sh", "-c", '"$@" && cp -r "$0" "$0/../copy"', str(output), *train]
+    done = subprocess.run(command, env=alone(), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     run, reference = tmp_path / "copy" / "full", tmp_path / "reference" / "reference"
     assert [event["step"] for event in events(run, "save_failed")] == [20, 30]

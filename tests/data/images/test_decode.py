@@ -1,6 +1,5 @@
 import io
 import math
-import os
 import struct
 import subprocess
 import sys
@@ -13,10 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests.facilities import needs_turbojpeg
 from vitscale.config import DataError
 from vitscale.data.images.crops import Box
 from vitscale.data.images.decode import decode_crop, decode_crop_member, decode_image, decode_image_member
-from vitscale.data.images.turbojpeg import LIBRARY_VARIABLE
 from vitscale.data.types import JpegDecoder, RawSample, UnreadableSampleError
 
 
@@ -186,10 +185,7 @@ def test_a_sample_without_an_image_says_what_it_has() -> None:
         decode_image_member(sample(txt=b"a cat", cls=b"1"), num_channels=3)
 
 
-NEEDS_LIBRARY = pytest.mark.skipif(
-    LIBRARY_VARIABLE not in os.environ, reason=f"the turbojpeg wheel is for x86_64 only, and {LIBRARY_VARIABLE} names no other library"
-)
-DECODERS = pytest.mark.parametrize("jpeg_decoder", ["simplejpeg", pytest.param("turbojpeg", marks=NEEDS_LIBRARY)])
+DECODERS = pytest.mark.parametrize("jpeg_decoder", ["simplejpeg", pytest.param("turbojpeg", marks=needs_turbojpeg)])
 BOX = Box(top=7, left=11, height=30, width=41)
 
 
@@ -240,7 +236,7 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_that_covers_the_target(size: in
     assert np.abs(part_HWC.astype(int) - np.asarray(expected)).mean() < 3.5  # half a pixel there is up to 4 here
 
 
-@NEEDS_LIBRARY
+@needs_turbojpeg
 def test_both_decoders_give_the_same_pixels() -> None:
     random = np.random.default_rng(0)
     for options in ({}, {"subsampling": 0}, {"progressive": True}):

@@ -1,6 +1,5 @@
 import ctypes.util
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +8,11 @@ import PIL.Image
 import pytest
 import simplejpeg
 
+from tests.facilities import needs_turbojpeg
 from vitscale.config import ConfigError
 from vitscale.data.images import turbojpeg
 from vitscale.data.images.crops import Box
 from vitscale.data.images.turbojpeg import LIBRARY_VARIABLE, decode_part, require_turbojpeg
-
-needs_library = pytest.mark.skipif(
-    LIBRARY_VARIABLE not in os.environ, reason=f"the turbojpeg wheel is for x86_64 only, and {LIBRARY_VARIABLE} names no other library"
-)
-"""Not a question to the code under test: a library that is there and cannot be loaded fails these tests."""
 
 SAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 
@@ -53,7 +48,7 @@ def boxes(height: int, width: int, *, count: int) -> Iterator[Box]:
         yield Box(top=top, left=left, height=int(random.integers(1, height - top + 1)), width=int(random.integers(1, width - left + 1)))
 
 
-@needs_library
+@needs_turbojpeg
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "progressive"])
 def test_a_part_has_the_pixels_of_the_whole(sampling: str, shrink: int) -> None:
@@ -68,7 +63,7 @@ def test_a_part_has_the_pixels_of_the_whole(sampling: str, shrink: int) -> None:
                 np.testing.assert_array_equal(part, expected, err_msg=f"{box} of {whole.shape}")
 
 
-@needs_library
+@needs_turbojpeg
 def test_damage_down_to_the_end_of_the_part_is_an_error() -> None:
     data = jpeg(129, 187, "420")
     last_rows = Box(top=120, left=0, height=9, width=4)
@@ -77,7 +72,7 @@ def test_damage_down_to_the_end_of_the_part_is_an_error() -> None:
             decode_part(damaged, box=last_rows, shrink=1, num_channels=3)
 
 
-@needs_library
+@needs_turbojpeg
 def test_what_lies_below_the_part_is_not_decoded() -> None:
     data, first_rows = jpeg(129, 187, "420"), Box(top=0, left=0, height=9, width=187)
     part = decode_part(data[: len(data) // 2], box=first_rows, shrink=1, num_channels=3)

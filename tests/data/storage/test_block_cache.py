@@ -6,7 +6,6 @@ import pickle
 import resource
 import signal
 import struct
-import subprocess
 import time
 import zlib
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.facilities import mounted_tmpfs
 from vitscale.data.storage.block_cache import BlockCache, CacheConfig
 from vitscale.data.storage.block_file import encode_block
 
@@ -272,12 +272,8 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path, caplog: pyte
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode:
-        assert os.geteuid() != 0 or b"permi" in mounted.stderr.lower(), mounted.stderr
-        pytest.skip(f"this user may not mount a tmpfs: {mounted.stderr.decode().strip()}")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    with mounted_tmpfs(tmp_path, size="16k"):
+        yield tmp_path
 
 
 def test_a_full_disk_costs_the_cache_only(tiny_disk: Path, caplog: pytest.LogCaptureFixture) -> None:

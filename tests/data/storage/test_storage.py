@@ -5,7 +5,6 @@ import errno
 import os
 import pickle
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 
 from tests.data.forked import exit_code_of_fork
 from tests.data.packed import pack
+from tests.facilities import with_injection
 from vitscale.config import DataError
 from vitscale.data.reader import SampleReader
 from vitscale.data.storage.retry import RetryPolicy
@@ -229,13 +229,9 @@ for _ in range(3):
     ],
 )
 def test_errors_of_the_kernel(folder: Path, injection: str, expected: list[str]) -> None:
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-P", str(folder / "a.bin"), "-e", "trace=pread64"]
-    command += ["-e", f"inject=pread64:error={injection}", sys.executable, "-c", _STRACED, str(folder)]
+    prefix = with_injection("pread64", error=injection, file=folder / "a.bin")
+    command = [*prefix, sys.executable, "-c", _STRACED, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[3])
-    if "PTRACE" in done.stderr:
-        pytest.skip(f"this user may not trace processes: {done.stderr.strip()}")
     assert done.stdout.splitlines() == expected, done.stderr
 
 
