@@ -13,7 +13,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from vitscale.checkpoint.discover import verify
 from vitscale.checkpoint.fragments import Fragment, Kind, ShardStore
+from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.checkpoint.saver import CheckpointSaver, Retention
 from vitscale.config import CheckpointError
 from vitscale.dist.ranks import Ranks
@@ -75,6 +77,13 @@ def _span(tensors: Tensors, key: tuple[str, Kind], *, rank: int, world_size: int
     offset = sum(tensors[name, key[1]].numel() for name in names[: names.index(key[0])])
     part = math.ceil(sum(tensors[name, key[1]].numel() for name in names) / world_size)
     return max(rank * part - offset, 0), min((rank + 1) * part - offset, count)
+
+
+def holds(path: Path, tensors: Tensors) -> bool:
+    """Whether the checkpoint, whose files must be whole, is of these tensors to the bit."""
+    verify(path)
+    reader = CheckpointReader(path)
+    return all(torch.equal(reader.read_full(name, kind=kind), value) for (name, kind), value in tensors.items())
 
 
 class SimulatedRanks:

@@ -1,7 +1,8 @@
-"""Saves of real processes on real failures: either of two ranks killed at every operation, a full disk, a disk with errors."""
+"""Saves of real processes on real failures: killed at every operation, alone or as one of two ranks; a full disk, a disk with errors."""
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,15 +15,63 @@ import torch
 import torch.distributed as dist
 
 from tests.checkpoint.faults import in_child, killed_at, start_child, survived, wait_for
-from tests.checkpoint.simulation import FakeStore, make_tensors, open_saver, save_as
+from tests.checkpoint.simulation import FakeStore, Tensors, holds, make_tensors, open_saver, save_as
+from tests.facilities import with_injection, with_tmpfs
 from tests.launcher import ROOT
 from vitscale.checkpoint.discover import find_newest, verify
-from vitscale.checkpoint.reader import CheckpointReader
-
-pytestmark = pytest.mark.dist
+from vitscale.config import CheckpointError
 
 OLD, NEW = (make_tensors(seed=seed, shapes={"a": (2, 3), "b": (4,)}, kinds=("weight",)) for seed in (1, 2))
 SCRIPT = Path(__file__).with_name("fault_script.py")
+
+
+def _save_in_killed_child(tensors: Tensors, *, folder: Path, step: int, operation: int, in_background: bool) -> bool:
+    """Save in a process that is killed at the n-th operation; whether it lived to the end."""
+
+    def work() -> None:
+        with killed_at(operation):
+            save_as(tensors, folder=folder, step=step, in_background=in_background)
+
+    return survived(in_child(work))
+
+
+@pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "background"])
+def test_a_kill_at_any_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp_path: Path, in_background: bool) -> None:
+    kept = {1: 0, 2: 0}
+    save_as(OLD, folder=tmp_path / "before", step=1)
+    for operation in range(1, 200):
+        folder = tmp_path / str(operation)
+        shutil.copytree(tmp_path / "before", folder)
+        finished = _save_in_killed_child(NEW, folder=folder, step=2, operation=operation, in_background=in_background)
+        newest = find_newest(folder).checkpoint
+        assert newest is not None
+        step = verify(newest).step
+        assert holds(newest, {1: OLD, 2: NEW}[step])
+        kept[step] += 1
+        # The next process saves the same step again over whatever was left.
+        assert holds(save_as(NEW, folder=folder, step=2), NEW)
+        if finished:
+            break
+    assert finished
+    assert kept[1] >= 10
+    assert kept[2] >= 2, "no kill fell between the commit and the end"
+
+
+def test_a_kill_while_a_step_is_saved_again_leaves_one_of_the_two(tmp_path: Path) -> None:
+    outcomes = set()
+    save_as(OLD, folder=tmp_path / "before", step=2)
+    for operation in range(1, 200):
+        folder = tmp_path / str(operation)
+        shutil.copytree(tmp_path / "before", folder)
+        finished = _save_in_killed_child(NEW, folder=folder, step=2, operation=operation, in_background=True)
+        newest = find_newest(folder).checkpoint
+        assert newest is not None
+        assert holds(newest, OLD) or holds(newest, NEW)
+        outcomes.add((newest.name, holds(newest, NEW)))
+        if finished:
+            break
+    assert finished
+    assert outcomes == {("step-00000002", False), ("step-00000002.replaced", False), ("step-00000002", True)}
 
 
 def _save_as_rank(rank: int, *, folder: Path, meeting: Path, operation: int) -> None:
@@ -43,6 +92,7 @@ def _save_as_rank(rank: int, *, folder: Path, meeting: Path, operation: int) -> 
     saver.close()
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_kill_of_one_of_two_ranks_at_any_point_leaves_the_newest_complete_checkpoint(tmp_path: Path, victim: int) -> None:
     save_as(OLD, folder=tmp_path / "before", step=1, world_size=2)
@@ -62,9 +112,7 @@ def test_a_kill_of_one_of_two_ranks_at_any_point_leaves_the_newest_complete_chec
         newest = find_newest(folder).checkpoint
         assert newest is not None
         step = verify(newest).step
-        expected = {1: OLD, 2: NEW}[step]
-        reader = CheckpointReader(newest)
-        assert all(torch.equal(reader.read_full(name, kind=kind), value) for (name, kind), value in expected.items())
+        assert holds(newest, {1: OLD, 2: NEW}[step])
         newest_steps.append(step)
         # The next start saves the same step over whatever was left.
         assert verify(save_as(NEW, folder=folder, step=2, world_size=2)).step == 2
@@ -85,11 +133,7 @@ def _run(*prefix: str, folder: Path, last_step: int) -> dict[str, Any]:
     return report
 
 
-def _strace_injects() -> bool:
-    return shutil.which("strace") is not None and subprocess.run(["strace", "-o", "/dev/null", "true"], check=False).returncode == 0
-
-
-@pytest.mark.skipif(not _strace_injects(), reason="needs strace and the right to trace a child")
+@pytest.mark.dist
 @pytest.mark.parametrize(
     ("call", "error", "file"),
     [
@@ -103,8 +147,7 @@ def _strace_injects() -> bool:
 )
 def test_an_error_of_the_disk_costs_that_save_only(tmp_path: Path, call: str, error: str, file: str) -> None:
     failing = tmp_path / "step-00000002.tmp-a1" / file
-    trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", str(failing), "-e", f"trace={call}", "-e", f"inject={call}:error={error}")
-    report = _run(*trace, folder=tmp_path, last_step=3)
+    report = _run(*with_injection(call, error=error, file=failing), folder=tmp_path, last_step=3)
     assert report["errors"]["1"] is report["errors"]["3"] is None
     message = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}[error]
     assert "the checkpoint of step 2 could not be saved" in report["errors"]["2"]
@@ -113,14 +156,26 @@ def test_an_error_of_the_disk_costs_that_save_only(tmp_path: Path, call: str, er
     assert report["names"] == ["step-00000001", "step-00000003"]
 
 
-@pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="needs the right to mount a file system")
+@pytest.mark.dist
 def test_a_disk_that_is_full_keeps_what_it_has(tmp_path: Path) -> None:
-    mounted = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"', str(tmp_path))
-    report = _run(*mounted, folder=tmp_path, last_step=4)
+    report = _run(*with_tmpfs(tmp_path, size="1m"), folder=tmp_path, last_step=4)
     assert [step for step, error in report["errors"].items() if error is None] == ["1", "2"]
     assert all("No space left on device" in report["errors"][step] for step in ("3", "4"))
     assert report["whole"] == [1, 2]
     assert report["names"] == ["step-00000001", "step-00000002"], "what did not fit is gone"
+
+
+def test_a_real_limit_of_the_file_system_is_reported(tmp_path: Path) -> None:
+    large = {("a", "weight"): torch.zeros(50_000)}
+    save_as(OLD, folder=tmp_path, step=1)
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors: File too large"):
+            save_as(large, folder=tmp_path, step=2, in_background=True)  # type: ignore[arg-type]
+
+    assert in_child(work) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_child_that_fails_is_no_kill() -> None:
