@@ -297,7 +297,8 @@ def test_a_dry_run_under_torchrun_prints_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for command in ("train", "evaluate"):
-        assert vitscale(command, "run.yaml", "--dry-run").stdout == ""
+        result = vitscale(command, "run.yaml", "--dry-run")
+        assert (result.exit_code, result.stdout) == (0, ""), result.output
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "plan", "config show", "config schema"])
