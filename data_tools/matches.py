@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .fingerprints import Fingerprints
-from .perceptual_hash import distances, near_pairs
+from .perceptual_hash import distances, near_pairs, near_pairs_within
 
 Kind = Literal["bytes", "pixels", "near"]
 IntArray = npt.NDArray[np.int64]
@@ -83,26 +84,28 @@ def _matches_within(own: Fingerprints, *, is_open: BoolArray, max_distance: int)
             yield Match(sample_id=sample_id, kind=kind, distance=0, other_set=OWN_SET, other_id=other_id)
         is_left[mine[found]] = False
     mine = np.flatnonzero(is_left & own["has_contrast"])
-    hashes, first, node = np.unique(own["perceptual"][mine], return_index=True, return_inverse=True)
-    kept_node = _kept_nodes(hashes, rank=first, max_distance=max_distance)
-    apart = distances(hashes, hashes[kept_node])
-    for place, own_node in enumerate(node.tolist()):
-        other = first[kept_node[own_node]]
-        if other != place:
-            distance = int(apart[own_node])
-            yield Match(sample_id=int(mine[place]), kind="near", distance=distance, other_set=OWN_SET, other_id=int(mine[other]))
+    perceptual = own["perceptual"][mine]
+    first = _first_equal(perceptual, np.zeros_like(perceptual))
+    nodes = np.flatnonzero(first == np.arange(len(mine)))  # one for each hash, in their order
+    stays = np.empty(len(mine), np.int64)
+    stays[nodes] = nodes[_kept_nodes(perceptual[nodes], max_distance=max_distance)]
+    stays = stays[first]
+    goes = np.flatnonzero(stays != np.arange(len(mine)))
+    apart = distances(perceptual[goes], perceptual[stays[goes]])
+    for place, distance in zip(goes.tolist(), apart.tolist(), strict=True):
+        yield Match(sample_id=int(mine[place]), kind="near", distance=distance, other_set=OWN_SET, other_id=int(mine[stays[place]]))
 
 
-def _kept_nodes(hashes: npt.NDArray[np.uint64], *, rank: IntArray, max_distance: int) -> IntArray:
-    """For each hash the one that stays in its place, itself or a near one of lower rank that stays."""
-    pairs = near_pairs(hashes, hashes, max_distance=max_distance)
-    pairs = pairs[rank[pairs[:, 0]] < rank[pairs[:, 1]]]
-    pairs = pairs[np.lexsort((rank[pairs[:, 1]], rank[pairs[:, 0]]))]
+def _kept_nodes(hashes: npt.NDArray[np.uint64], *, max_distance: int) -> IntArray:
+    """For each hash the one that stays in its place: itself, or an earlier one near it that stays."""
+    pairs = near_pairs_within(hashes, max_distance=max_distance)
     kept = np.arange(len(hashes))
-    # By rising rank of the first: when a pair is reached, whether its first stays has been settled.
-    for stays, goes in pairs.tolist():
-        if kept[stays] == stays and kept[goes] == goes:
-            kept[goes] = stays
+    nodes, starts = np.unique(pairs[:, 0], return_index=True)
+    # In order: when a hash is reached, whether it stays has been settled.
+    for node, (start, stop) in zip(nodes.tolist(), pairwise([*starts.tolist(), len(pairs)]), strict=True):
+        if kept[node] == node:
+            near = pairs[start:stop, 1]
+            kept[near[kept[near] == near]] = node
     return kept
 
 
