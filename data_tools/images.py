@@ -53,6 +53,15 @@ class Transcode:
     quality: int = 90
     max_short_side: int | None = None
     """Images whose shorter side is longer are shrunk to it (Lanczos). None: sizes stay."""
+    max_side: int | None = None
+    """The same by the longer side."""
+
+    def shrunk(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of an image of this size when it is stored."""
+        limits = ((min(size), self.max_short_side), (max(size), self.max_side))
+        scale = min([1.0, *(limit / side for side, limit in limits if limit is not None)])
+        width, height = (max(1, round(side * scale)) for side in size)
+        return width, height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,8 @@ def _guarded(step: Callable[[], PreparedImage]) -> PreparedImage:
             return step()
     except UnusableImageError:
         raise
+    except PIL.Image.DecompressionBombError:  # Pillow's own limit, which is beyond ours
+        raise UnusableImageError(f"more pixels than the limit, which is {MAX_PIXELS} in all") from None
     except PIL.UnidentifiedImageError:
         raise UnusableImageError("not a JPEG, PNG or WebP image") from None
     except MemoryError:
@@ -121,7 +132,7 @@ def _prepare(data: bytes, *, policy: ImagePolicy, claimed: str | None) -> Prepar
                 _decode(data, image=image)
             orientation = _orientation(image)
         else:
-            pixels = _decode(data, image=image, min_short_side=2 * (policy.transcode.max_short_side or 0))
+            pixels = _decode(data, image=image, min_short_side=2 * min(policy.transcode.shrunk(image.size)))
             orientation = _orientation(image)
             data, extension = _encode(pixels, orientation=orientation, transcode=policy.transcode), "jpg"
     if orientation in _UPRIGHT:
@@ -183,11 +194,9 @@ def _pillow_pixels(image: PIL.Image.Image) -> _Pixels:
 def _encode(pixels_HWC: _Pixels, *, orientation: int, transcode: Transcode) -> bytes:
     num_channels = pixels_HWC.shape[2]
     image = PIL.Image.fromarray(pixels_HWC[:, :, 0] if num_channels == 1 else pixels_HWC)
-    limit = transcode.max_short_side
-    if limit is not None and min(image.size) > limit:
-        scale = limit / min(image.size)
-        width, height = (max(limit, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), PIL.Image.Resampling.LANCZOS)
+    size = transcode.shrunk(image.size)
+    if size != image.size:
+        image = image.resize(size, PIL.Image.Resampling.LANCZOS)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     if max(image.size) > _LONGEST_JPEG_SIDE:

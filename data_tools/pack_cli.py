@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
@@ -11,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .shared_options import with_options
 
 if TYPE_CHECKING:
     from .pack import PackSummary
@@ -122,6 +122,10 @@ MaxShortSideOption = Annotated[
     int | None,
     typer.Option(min=1, rich_help_panel=_IMAGES, help="With --transcode: shrink images whose shorter side is longer than this."),
 ]
+MaxSideOption = Annotated[
+    int | None,
+    typer.Option(min=1, rich_help_panel=_IMAGES, help="With --transcode: shrink images whose longer side is longer than this."),
+]
 
 ImageColumnOption = Annotated[
     str | None, typer.Option(rich_help_panel=_LABELS, help="Column with the image: its path or url in a table. arrow finds its only one.")
@@ -176,12 +180,16 @@ def make_request(values: Mapping[str, Any]) -> PackRequest:
     if values["seed"] is not None and values["order"] == "source":
         raise UsageError("--seed has no effect with --order source. Leave one of them out.")
     if values["transcode"] is None:
-        for name in ("quality", "max_short_side"):
+        for name in ("quality", "max_short_side", "max_side"):
             if values[name] is not None:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect without --transcode jpeg. Add it, or leave the option out.")
     elif values["check"] is not None:
         raise UsageError("--check has no effect with --transcode, which decodes every image. Leave one of them out.")
-    transcode = None if values["transcode"] is None else Transcode(quality=values["quality"] or 90, max_short_side=values["max_short_side"])
+    transcode = (
+        None
+        if values["transcode"] is None
+        else Transcode(quality=values["quality"] or 90, max_short_side=values["max_short_side"], max_side=values["max_side"])
+    )
     columns = ("image_column", "label_column", "labels_column", "caption_column", "image_root")
     return PackRequest(
         source=str(values["source"]),
@@ -205,23 +213,6 @@ def make_request(values: Mapping[str, Any]) -> PackRequest:
     )
 
 
-def with_pack_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, besides its own options, those that say what is packed; it is called with them as `request_values`."""
-    own = inspect.signature(command, eval_str=True).parameters
-    shared = inspect.signature(_pack_options, eval_str=True).parameters
-    parameters = [*shared.values(), *(parameter for name, parameter in own.items() if name != "request_values")]
-
-    @functools.wraps(command)
-    def wrapped(**values: Any) -> None:
-        command({name: values.pop(name) for name in shared}, **values)
-
-    # What Typer reads; keyword-only, so that those without a default may follow others.
-    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    wrapped.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapped
-
-
 def _pack_options(
     source: SourceArgument,
     input_path: InputArgument,
@@ -235,6 +226,7 @@ def _pack_options(
     transcode: TranscodeOption = None,
     quality: QualityOption = None,
     max_short_side: MaxShortSideOption = None,
+    max_side: MaxSideOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     labels_column: LabelsColumnOption = None,
@@ -249,6 +241,10 @@ def _pack_options(
     seed: SeedOption = None,
 ) -> None:
     """Read for its signature only."""
+
+
+with_pack_options = with_options(_pack_options, name="request_values")
+"""Gives a command, besides its own options, those that say what is packed."""
 
 
 @with_pack_options

@@ -16,6 +16,7 @@ from vitscale.data.ustar import END_OF_ARCHIVE
 from vitscale.dist.seeding import counter_key, mix_array
 
 from .images import ImagePolicy, encoder_name
+from .key_hashes import key_hash
 from .options import SourceOptions
 from .selection import UnknownClasses, divide, exclude, map_classes, read_class_map, read_removals
 from .sources import SOURCES
@@ -106,8 +107,8 @@ class PackPlan:
             values["seed"] = request.seed
         if transcode is not None:
             values |= {"transcode": "jpeg", "quality": transcode.quality, "encoder": encoder_name()}
-            if transcode.max_short_side is not None:
-                values["max_short_side"] = transcode.max_short_side
+            limits = {"max_short_side": transcode.max_short_side, "max_side": transcode.max_side}
+            values |= {name: limit for name, limit in limits.items() if limit is not None}
         return values
 
     def digest(self) -> str:
@@ -195,12 +196,13 @@ def _plan(split: Split, *, request: PackRequest, folder: str) -> DatasetPlan:
 
 
 def _sample_order(split: Split, *, request: PackRequest) -> IntArray:
-    """The split's sample indices in the order in which they are written. A sample's rank does not depend on which others are left out."""
-    indices = np.arange(split.num_samples, dtype=np.int64)
+    """The split's sample indices in the order in which they are written: by a hash of the key, whichever others are packed with it."""
     if request.order == "source":
-        return indices
+        return np.arange(split.num_samples, dtype=np.int64)
     key = np.uint64(counter_key(request.seed, "pack", split.name or ""))
-    return np.argsort(mix_array(split.numbers.astype(np.uint64) ^ key), kind="stable")
+    # Keys that are made here number the samples.
+    names = split.numbers.astype(np.uint64) if split.keys is None else np.array([key_hash(name) for name in split.keys], np.uint64)
+    return np.argsort(mix_array(names ^ key), kind="stable")
 
 
 def _cut(order: IntArray, *, sizes: IntArray, request: PackRequest) -> tuple[IntArray, ...]:

@@ -17,9 +17,9 @@ HEADER, DECODE = ImagePolicy(check="header"), ImagePolicy()
 POLICIES = [HEADER, DECODE, ImagePolicy(transcode=Transcode())]
 
 
-def transcoded(data: bytes, *, quality: int = 95, max_short_side: int | None = None) -> PIL.Image.Image:
+def transcoded(data: bytes, *, quality: int = 95, max_short_side: int | None = None, max_side: int | None = None) -> PIL.Image.Image:
     """The image that is stored, which is checked to be a plain baseline JPEG."""
-    policy = ImagePolicy(transcode=Transcode(quality=quality, max_short_side=max_short_side))
+    policy = ImagePolicy(transcode=Transcode(quality=quality, max_short_side=max_short_side, max_side=max_side))
     prepared = prepare_image(data, policy=policy)
     assert prepared.extension == "jpg"
     assert b"\xff\xc0" in prepared.data  # baseline
@@ -53,8 +53,8 @@ def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> float:
         (image_bytes(0, file_format="TIFF"), "not a JPEG, PNG or WebP image"),
         (image_bytes(0)[:15], "."),
         (png_of_size(11_000, 11_000), "11000 x 11000 pixels, the limit is 100000000"),
-        (png_of_size(60_000, 60_000), "limit"),
-        (jpeg_of_size(30_000, 30_000), "limit"),
+        (png_of_size(60_000, 60_000), "more pixels than the limit, which is 100000000 in all"),
+        (jpeg_of_size(30_000, 30_000), "more pixels than the limit, which is 100000000 in all"),
         (jpeg_of_size(12_000, 12_000), "12000 x 12000 pixels"),
     ],
 )
@@ -148,6 +148,21 @@ def test_transcoding_shrinks_to_the_shorter_side_and_never_enlarges() -> None:
         result = transcoded(data, max_short_side=100)
         assert result.size == expected
         assert difference(result, smooth(size=expected)) < 4
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((640, 480), {"max_side": 100}, (100, 75)),
+        ((480, 640), {"max_side": 100}, (75, 100)),
+        ((100, 40), {"max_side": 100}, (100, 40)),
+        ((640, 480), {"max_side": 100, "max_short_side": 60}, (80, 60)),
+        ((640, 480), {"max_side": 100, "max_short_side": 90}, (100, 75)),
+        ((1000, 2), {"max_side": 100}, (100, 1)),
+    ],
+)
+def test_transcoding_shrinks_to_the_longer_side(size: tuple[int, int], limits: dict[str, int], expected: tuple[int, int]) -> None:
+    assert transcoded(encoded(smooth(size=size), file_format="JPEG", quality=95), **limits).size == expected
 
 
 def test_quality_is_that_of_the_encoder() -> None:

@@ -47,8 +47,8 @@ def request_of(arguments: str) -> PackRequest:
         ("--check header", {"policy": ImagePolicy(check="header")}),
         ("--transcode jpeg", {"policy": ImagePolicy(transcode=Transcode(quality=90))}),
         (
-            "--transcode jpeg --quality 75 --max-short-side 256",
-            {"policy": ImagePolicy(transcode=Transcode(quality=75, max_short_side=256))},
+            "--transcode jpeg --quality 75 --max-short-side 256 --max-side 512",
+            {"policy": ImagePolicy(transcode=Transcode(quality=75, max_short_side=256, max_side=512))},
         ),
         ("--classes c.txt --skip-unknown", {"classes": Path("c.txt"), "unknown_classes": "skip"}),
         ("--samples-per-shard 7 --seed 3", {"samples_per_shard": 7, "seed": 3}),
@@ -76,7 +76,7 @@ def test_every_option_reaches_the_request(options: str, changes: dict[str, Any])
 
 
 def test_options_without_effect_are_refused() -> None:
-    for options in ("--seed 1 --order source", "--quality 80", "--max-short-side 8", "--transcode jpeg --check decode"):
+    for options in ("--seed 1 --order source", "--quality 80", "--max-short-side 8", "--max-side 8", "--transcode jpeg --check decode"):
         with pytest.raises(UsageError, match="no effect"):
             request_of(f"idx in out {options}")
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.data_tools.foreign import photo_samples, write_tar
 from tests.data_tools.images import image_bytes, write_image_folder
 from vitscale.config import DataError, UsageError
 from vitscale_data_tools.fetch import SAMPLE_FOLDER
@@ -85,6 +86,22 @@ def test_what_is_left_out_does_not_change_the_order_of_the_rest(tmp_path: Path) 
     assert part.split.numbers[np.concatenate(part.shards)].tolist() == [number for number in order.tolist() if number % 3]
 
 
+def test_how_samples_are_spread_over_tars_does_not_change_their_order(tmp_path: Path) -> None:
+    samples = photo_samples(12)
+    for name, sizes in {"one": [12], "three": [5, 1, 6], "turned": [12]}.items():
+        keys = sorted(samples, reverse=name == "turned")
+        for number, size in enumerate(sizes):
+            write_tar(tmp_path / name / f"{number}.tar", {key: samples[key] for key in keys[:size]})
+            keys = keys[size:]
+    orders = []
+    for name in ("one", "three", "turned"):
+        plan = plan_pack(request(tmp_path / "out", source="tars", input=tmp_path / name)).datasets[0]
+        assert plan.split.keys is not None
+        orders.append([plan.split.keys[index] for shard in plan.shards for index in shard])
+    assert orders[1:] == orders[:1] * 2
+    assert sorted(samples) == sorted(orders[0]) != orders[0]
+
+
 def test_nothing_left_to_pack(tmp_path: Path) -> None:
     (tmp_path / "remove.txt").write_text("".join(f"test image {number}\n" for number in range(200)))
     with pytest.raises(DataError, match="not one sample is left to pack"):
@@ -105,6 +122,7 @@ CHANGES: list[dict[str, Any]] = [
     {"policy": ImagePolicy(transcode=Transcode())},
     {"policy": ImagePolicy(transcode=Transcode(quality=80))},
     {"policy": ImagePolicy(transcode=Transcode(max_short_side=9))},
+    {"policy": ImagePolicy(transcode=Transcode(max_side=9))},
     {"policy": ImagePolicy(check="header")},
     {"source": "idx"},
     {"split": "train", "val_fraction": 0.1},

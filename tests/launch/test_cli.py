@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -11,11 +12,13 @@ from typer.testing import CliRunner
 from tests.launch.test_sweep import write_sweep
 from tests.train.tiny_run import tiny_values
 from vitscale.config import dump_yaml
+from vitscale_launch import chaos, launcher, remote
 from vitscale_launch.cli import app
+from vitscale_launch.supervise import Policy
 
 PACK_OPTIONS = {
     *("--split", "--exclude", "--val-fraction", "--val-per-class", "--skip-unusable"),
-    *("--check", "--transcode", "--quality", "--max-short-side"),
+    *("--check", "--transcode", "--quality", "--max-short-side", "--max-side"),
     *("--image-column", "--label-column", "--labels-column", "--caption-column", "--image-root", "--url-root"),
     *("--classes", "--skip-unknown", "--samples-per-shard", "--shard-mebibytes", "--order", "--seed"),
 }
@@ -82,6 +85,19 @@ def test_a_dry_rehearsal_prints_the_faults_in_order(config: str, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_the_user_allows_reaches_the_launch(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(launcher, "launch_training", lambda _, **settings: seen.append(settings))
+    monkeypatch.setattr(chaos, "rehearse", lambda _, **settings: seen.append(settings))
+    monkeypatch.setattr(remote, "ClusterProcess", lambda: None)
+    options = ["--workers", "2", "--min-workers", "1", "--max-restarts", "7", "--refill-steps", "11", "--wait-for-cluster", "5"]
+    for command in (["train"], ["chaos", "--fault", "kill"]):
+        result = CliRunner().invoke(app, [*command, config, *options, "--allow-change", "optim.lr"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    policy = Policy(num_workers=2, allowed_workers=(1, 2), max_restarts=7, refill_steps=11, wait_seconds=5.0)
+    assert [(settings["policy"], settings["address"], settings["allow_change"]) for settings in seen] == [(policy, None, ["optim.lr"])] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -105,6 +121,7 @@ def test_a_rehearsal_that_cannot_be_is_refused(config: str, arguments: list[str]
         (["--workers", "3"], 3, "global_batch"),
         (["model.image_size=9"], 3, "image_size"),
         (["--workers", "0"], 2, "--workers"),
+        (["--min-workers", "2"], 2, "--min-workers 2: more than --workers 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_ray_starts(config: str, arguments: list[str], exit_code: int, message: str) -> None:
