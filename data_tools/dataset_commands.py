@@ -135,7 +135,7 @@ def verify(
             raise DataError(
                 f"{dataset}: {num_bad} of {len(found.shards)} shards are damaged, with {found.num_damaged} samples that cannot be used. "
                 "Restore these files from a copy or write them again. To train without the samples: vitscale-data exclude "
-                f"{dataset} OUTPUT --damaged."
+                f"{dataset} OUTPUT --damaged{' --decode' * decode}."
             )
 
 
@@ -341,6 +341,7 @@ def exclude(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the new indexes and manifest.")],
     keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Keys of samples to leave out, one a line; # starts a comment.")] = None,
     damaged: Annotated[bool, typer.Option("--damaged", help="Leave out samples that cannot be read.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="With --damaged: also images that cannot be decoded.")] = False,
     workers: Workers = None,
     dry_run: DryRun = False,
     debug: Debug = False,
@@ -361,6 +362,8 @@ def exclude(
 
         if keys is None and not damaged:
             raise UsageError("nothing to leave out: give --keys FILE, --damaged, or both.")
+        if decode and not damaged:
+            raise UsageError("--decode has no effect without --damaged. Add it, or leave the option out.")
         names = frozenset() if keys is None else read_removals(keys).names
         opened = open_unchecked(dataset) if damaged else open_dataset(dataset)
         with progress("looking through", total=opened.num_samples) as report:
@@ -368,8 +371,9 @@ def exclude(
                 opened,
                 keys=names,
                 drops_damaged=damaged,
+                decodes=decode,
                 output=None if dry_run else output,
-                workers=workers or _workers_for(opened),
+                workers=workers or _workers_for(opened, cost=15 if decode else 1),
                 report=report,
                 say=_say,
             )

@@ -19,7 +19,8 @@ from vitscale.data.types import RawSample
 from .atomic import encode_array, output_errors, replace_file
 from .contact_sheet import Tile, contact_sheet, write_sheet
 from .fingerprints import FingerprintJob, Fingerprints, decode_rows, fingerprint_part
-from .kept_results import Form, KeptFolder, Say, kept_folder, results_in_order
+from .jobs import in_order
+from .kept_results import Form, KeptFolder, Say, kept_folder, kept_results
 from .matches import OWN_SET, Match, find_matches
 from .perceptual_hash import MAX_DISTANCE
 from .samples import parts
@@ -134,7 +135,7 @@ def _fingerprints(request: DedupRequest, *, kept: KeptFolder, workers: int, repo
         decode=lambda _, raw: decode_rows(raw),
     )
     all_jobs = [job for group in jobs for job in group]
-    tables = iter(results_in_order(task, all_jobs, kept=kept, form=form, workers=workers, report=report))
+    tables = iter(in_order(kept_results(task, all_jobs, kept=kept, form=form, workers=workers, report=report)))
     return [np.concatenate([next(tables) for _ in group]) for group in jobs]
 
 

@@ -18,13 +18,13 @@ from vitscale.data.index import encode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
 from vitscale.data.reader import SampleReader
 from vitscale.data.storage.storage import LocalStorage
-from vitscale.data.types import LostSample
+from vitscale.data.types import LostSample, RawSample
 
 from .atomic import flush_folder, output_errors, replace_file
-from .jobs import Advance
-from .kept_results import Form, KeptFolder, Say, kept_folder, results_in_order
+from .jobs import Advance, in_order
+from .kept_results import Form, KeptFolder, Say, kept_folder, kept_results
 from .range_file import RangeFile
-from .samples import scan_chosen
+from .samples import image_problem, scan_chosen
 from .shard_states import ShardStates
 
 WORK_FOLDER = ".vitscale-exclude"
@@ -51,10 +51,12 @@ class Choice:
     dataset: Dataset
     keys: frozenset[str]
     drops_damaged: bool
+    decodes: bool
+    """Whether an image that cannot be decoded counts as damaged."""
 
     def digest(self) -> str:
         """Equal for choices that leave out the same."""
-        values = [self.dataset.sha256, sorted(self.keys), self.drops_damaged]
+        values = [self.dataset.sha256, sorted(self.keys), self.drops_damaged, self.decodes]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
@@ -85,6 +87,7 @@ def exclude_samples(
     *,
     keys: frozenset[str],
     drops_damaged: bool,
+    decodes: bool = False,
     output: Path | None,
     workers: int = 1,
     report: Callable[[int], None] | None = None,
@@ -92,6 +95,7 @@ def exclude_samples(
 ) -> ExcludeSummary:
     """Write the data set without the samples named by `keys`, and with `drops_damaged` those that cannot be read, to `output`.
 
+    With `decodes` an image that cannot be decoded is damage too.
     None as `output` writes nothing. The tars stay where they are; the manifest, written last, says where. A command that was
     killed finds the shards that it has looked through, kept in the output, when it is started again. Raises `DataError` for
     damage that is not to be dropped and where nothing would be left, `UsageError` for an output in use.
@@ -99,14 +103,14 @@ def exclude_samples(
     started = time.monotonic()
     if output is not None and (output / MANIFEST_NAME).exists():
         raise UsageError(f"{output / MANIFEST_NAME}: exists already and is not overwritten. Give another OUTPUT, or remove it.")
-    choice = Choice(dataset=dataset, keys=keys, drops_damaged=drops_damaged)
+    choice = Choice(dataset=dataset, keys=keys, drops_damaged=drops_damaged, decodes=decodes)
     states = ShardStates(dataset)
     work = None if output is None else output / WORK_FOLDER
     folder: AbstractContextManager[KeptFolder] = nullcontext(KeptFolder()) if work is None else kept_folder(work, say=say)
     with folder as kept:
         jobs = _jobs(choice, states=states, work=work)
         task = partial(choose_rows, choice=choice, reader=SampleReader(dataset))
-        choices = results_in_order(task, jobs, kept=kept, form=_form(states), workers=workers, report=report)
+        choices = in_order(kept_results(task, jobs, kept=kept, form=_form(states), workers=workers, report=report))
         manifest = _manifest(dataset, choices=choices)
         if output is not None:
             with output_errors(output):
@@ -133,14 +137,16 @@ def choose_rows(job: ExcludeJob, advance: Advance, *, choice: Choice, reader: Sa
     for first in range(0, shard.num_samples, _SAMPLES_AT_ONCE):
         stop = min(first + _SAMPLES_AT_ONCE, shard.num_samples)
         for sample in scan_chosen(reader, range(first_id + first, first_id + stop)):
-            if isinstance(sample, LostSample):
-                if not choice.drops_damaged:
-                    raise DataError(f"{sample.reason} Or add --damaged to leave out what cannot be read.")
-                num_damaged += 1
-            elif sample.key.strip() in choice.keys:
+            if isinstance(sample, RawSample) and sample.key.strip() in choice.keys:
                 found.add(sample.key.strip())
-            else:
+                continue
+            problem = _problem(sample, decodes=choice.decodes)
+            if problem is None:
                 kept.append(sample.sample_id - first_id)
+            elif choice.drops_damaged:
+                num_damaged += 1
+            else:
+                raise DataError(f"{problem} Or add --damaged to leave out what cannot be read.")
         advance(stop - first)
     if not kept:
         return ShardChoice(shard=None, found=frozenset(found), num_damaged=num_damaged)
@@ -151,6 +157,12 @@ def choose_rows(job: ExcludeJob, advance: Advance, *, choice: Choice, reader: Sa
     if job.index is not None:
         replace_file(job.index, index)
     return ShardChoice(shard=shard, found=frozenset(found), num_damaged=num_damaged)
+
+
+def _problem(sample: RawSample | LostSample, *, decodes: bool) -> str | None:
+    if isinstance(sample, LostSample):
+        return sample.reason
+    return image_problem(sample) if decodes else None
 
 
 def _jobs(choice: Choice, *, states: ShardStates, work: Path | None) -> list[ExcludeJob]:

@@ -37,9 +37,13 @@ def run_jobs(task: Task[Job, Result], jobs: Sequence[Job], *, workers: int, repo
 
     Raises what `results_as_done` raises.
     """
-    with closing(results_as_done(task, jobs, workers=min(workers, len(jobs)), advance=Total(report))) as done:
-        results = dict(done)
-    return [results[number] for number in range(len(jobs))]
+    return in_order(results_as_done(task, jobs, workers=min(workers, len(jobs)), advance=Total(report)))
+
+
+def in_order(done: Generator[tuple[int, Result], None, None]) -> list[Result]:
+    """All results in the order of their jobs; the work ends with it, done or not."""
+    with closing(done):
+        return [result for _, result in sorted(done, key=lambda numbered: numbered[0])]
 
 
 def results_as_done(

@@ -106,20 +106,6 @@ def kept_results(
             yield left[place], result
 
 
-def results_in_order(
-    task: Task[Job, Result],
-    jobs: Sequence[Job],
-    *,
-    kept: KeptFolder,
-    form: Form[Job, Result],
-    workers: int,
-    report: Callable[[int], None] | None = None,
-) -> list[Result]:
-    """`kept_results` in the order of the jobs."""
-    results = dict(kept_results(task, jobs, kept=kept, form=form, workers=workers, report=report))
-    return [results[number] for number in range(len(jobs))]
-
-
 @contextmanager
 def kept_folder(path: Path, *, say: Say = lambda _: None) -> Iterator[KeptFolder]:
     """Keep results in `path`, which is made, locked, and removed with all it holds when the body is done; a failure leaves it.

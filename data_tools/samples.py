@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitscale.config import DataError
 from vitscale.data.dataset import Dataset
+from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import LostSample, RawSample
 from vitscale.dist.seeding import counter_key, mix, mix_array
@@ -49,6 +51,17 @@ def scan_chosen(reader: SampleReader, numbers: Sequence[int]) -> list[RawSample 
             is_open = isinstance(sample, LostSample) and run.stop - run.first > 1
             samples += reader.scan(sample.sample_id, sample.sample_id + 1, epoch=0) if is_open else [sample]
     return samples
+
+
+def image_problem(sample: RawSample) -> str | None:
+    """Why the sample's image cannot be decoded; None for one that can, and for a sample without an image."""
+    if not any(name in sample.members for name in IMAGE_MEMBERS):
+        return None
+    try:
+        decode_image_member(sample, num_channels=3)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _runs(numbers: Sequence[int]) -> list[Part]:

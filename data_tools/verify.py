@@ -9,17 +9,16 @@ from pathlib import Path
 
 from vitscale.config import DataError
 from vitscale.data.dataset import Dataset, ShardSpan
-from vitscale.data.images.decode import IMAGE_MEMBERS, decode_image_member
 from vitscale.data.index import IndexTable, scan_samples
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample, UnreachableDataError
 from vitscale.data.ustar import MalformedTarError, parse_sample
 
 from .atomic import replace_file
-from .jobs import Advance
-from .kept_results import Form, KeptFolder, results_in_order
+from .jobs import Advance, in_order
+from .kept_results import Form, KeptFolder, kept_results
 from .range_file import RangeFile
-from .samples import Part, chosen, scan_chosen
+from .samples import Part, chosen, image_problem, scan_chosen
 from .shard_states import ShardStates
 
 _NUM_SHOWN = 20
@@ -87,7 +86,7 @@ def verify_dataset(
     spans = dataset.spans(0, dataset.num_samples)
     task = partial(verify_shard, check=Check(dataset=dataset, fraction=fraction, decodes=decodes))
     form = _form(ShardStates(dataset))
-    shards = results_in_order(task, spans, kept=kept or KeptFolder(), form=form, workers=workers, report=report)
+    shards = in_order(kept_results(task, spans, kept=kept or KeptFolder(), form=form, workers=workers, report=report))
     return VerifyReport(root=dataset.index_storage.root, shards=tuple(shards), seconds=time.monotonic() - started)
 
 
@@ -177,20 +176,10 @@ def _damaged_samples(check: Check, *, numbers: Sequence[int], advance: Advance) 
         for sample in scan_chosen(reader, chunk):
             if not isinstance(sample, RawSample):
                 damaged.append(sample.reason)
-            elif check.decodes and (problem := _image_problem(sample)):
+            elif check.decodes and (problem := image_problem(sample)):
                 damaged.append(problem)
         advance(len(chunk))
     return damaged
-
-
-def _image_problem(sample: RawSample) -> str | None:
-    if not any(name in sample.members for name in IMAGE_MEMBERS):
-        return None
-    try:
-        decode_image_member(sample, num_channels=3)
-    except DataError as error:
-        return str(error)
-    return None
 
 
 def _report(span: ShardSpan, *, num_checked: int, num_damaged: int, findings: Sequence[str]) -> ShardReport:

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.data_tools.foreign import photo_samples, write_tar
+from tests.data_tools.images import image_bytes
 from vitscale.data.dataset import open_dataset
 from vitscale_data_tools.cli import app
 
@@ -70,6 +71,19 @@ def test_verify_says_what_is_damaged_and_ends_with_10(dataset: Path, tmp_path: P
     assert run("verify", tmp_path / "out", "--decode")[1].startswith("1.tar: ok, 5 of 5")
 
 
+def test_the_advice_of_verify_leaves_a_sound_data_set(tmp_path: Path) -> None:
+    """An empty file is whole, so a check of the bytes takes it, and a run would lose it."""
+    samples = {str(number): {"jpg": image_bytes(number) if number % 3 else b"", "cls": b"1"} for number in range(6)}
+    write_tar(tmp_path / "in" / "a.tar", samples)
+    run("index", tmp_path / "in")
+    result = RUNNER.invoke(app, ["verify", str(tmp_path / "in"), "--decode"])
+    assert result.exit_code == 10
+    assert "with 2 samples that cannot be used" in result.stderr
+    advice = result.stderr.strip().partition("vitscale-data exclude ")[2].rstrip(".").replace("OUTPUT", str(tmp_path / "out")).split()
+    assert run("exclude", *advice)[0] == "left out: 0 samples by key, 2 that cannot be read"
+    assert run("verify", tmp_path / "out", "--decode")[0] == "a.tar: ok, 4 of 4 samples checked, 0 unusable"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["verify", "D", "--json", "F/x"], ["stats", "D", "--json", "F/x"], ["stats", "D", "--plots", "F/x"], ["show", "D", "--output", "F/x"]],
@@ -132,6 +146,7 @@ def test_dedup_then_exclude(dataset: Path, tmp_path: Path) -> None:
         (["dedup", "MISSING", "x"], 10, "no such data set folder"),
         (["exclude", "MISSING", "x"], 2, "nothing to leave out"),
         (["exclude", "MISSING", "x", "--damaged"], 10, "no such data set folder"),
+        (["exclude", "MISSING", "x", "--keys", "list", "--decode"], 2, "--decode has no effect without --damaged"),
     ],
 )
 def test_an_error_is_one_paragraph(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:

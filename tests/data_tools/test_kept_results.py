@@ -12,8 +12,8 @@ import pytest
 from tests.data.packed import pack_images
 from vitscale.config import DataError, UsageError
 from vitscale.data.dataset import open_dataset
-from vitscale_data_tools.jobs import Advance
-from vitscale_data_tools.kept_results import Form, KeptFolder, cache_root, cached_folder, kept_folder, results_in_order, work_name
+from vitscale_data_tools.jobs import Advance, in_order
+from vitscale_data_tools.kept_results import Form, KeptFolder, cache_root, cached_folder, kept_folder, kept_results, work_name
 
 
 def work(job: int, advance: Advance) -> list[int]:
@@ -39,7 +39,7 @@ FORM: Form[int, list[int]] = Form(
 
 
 def run(task: object, kept: KeptFolder, *, report: object = None, workers: int = 1) -> list[list[int]]:
-    return results_in_order(task, range(5), kept=kept, form=FORM, workers=workers, report=report)  # type: ignore[arg-type]
+    return in_order(kept_results(task, range(5), kept=kept, form=FORM, workers=workers, report=report))  # type: ignore[arg-type]
 
 
 def interrupt(folder: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_result_that_does_not_count_is_found_out_again(tmp_path: Path) -> None
 def test_a_result_that_may_not_last_is_not_kept(tmp_path: Path) -> None:
     form = Form(name=FORM.name, size=FORM.size, encode=FORM.encode, decode=FORM.decode, lasts=lambda result: result[0] != 1)
     with pytest.raises(KeyboardInterrupt), kept_folder(tmp_path / "work") as kept:
-        results_in_order(work, range(5), kept=kept, form=form, workers=1)
+        in_order(kept_results(work, range(5), kept=kept, form=form, workers=1))
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["0", "2", "lock"]
 
 
