@@ -62,7 +62,7 @@ class WatchConfig(Config):
     """A rank that shows no progress for so long is stopped, with the stacks of all ranks on disk. auto: a multiple of the longest
     time that it has taken so far, at least 20 seconds; half an hour before the first step is done. null: never, for a debugger."""
     straggler_factor: float = Field(default=2.0, gt=1, json_schema_extra=OPERATIONAL)
-    """A rank whose own work takes so many times the median of all ranks between two reports is named."""
+    """A rank whose own work takes so many times the median of the other ranks between two reports is named."""
     compare_replicas_every_steps: Annotated[int, Field(ge=1)] | None = Field(default=500, json_schema_extra=OPERATIONAL)
     """Steps between comparisons of what all ranks hold alike, also made before every save; null makes none."""
     max_skipped_steps: int = Field(default=3, ge=0, json_schema_extra=OPERATIONAL)

@@ -92,14 +92,19 @@ def test_what_a_killed_save_left_under_another_name_is_resumed_from_and_not_copi
     copies.close()
 
 
-@pytest.mark.parametrize(("error", "timeout_seconds"), [(None, None), (StopRequested, STOP_SECONDS), (KeyError, STOP_SECONDS)])
+@pytest.mark.parametrize(
+    ("error", "timeout_seconds"), [(None, None), (StopRequested, STOP_SECONDS), (KeyError, STOP_SECONDS), (KeyboardInterrupt, 0.0)]
+)
 def test_the_end_of_a_run_is_waited_for_and_a_stop_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None, timeout_seconds: float | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None, timeout_seconds: float | None
 ) -> None:
     done: list[object] = []
     monkeypatch.setattr(Copies, "finish", lambda _, *, timeout_seconds: done.append(timeout_seconds))
     monkeypatch.setattr(Copies, "close", lambda _: done.append("closed"))
-    with contextlib.suppress(StopRequested, KeyError), Copies(None, config=tiny_config(tmp_path), scores=dict, event=Ledger()):
+    with (
+        contextlib.suppress(StopRequested, KeyError, KeyboardInterrupt),
+        Copies(None, config=tiny_config(tmp_path), scores=dict, event=Ledger()),
+    ):
         if error is not None:
             raise error
     assert done == [timeout_seconds, "closed"]

@@ -88,7 +88,7 @@ def test_what_the_first_step_took_is_no_measure_of_a_step() -> None:
     assert rank.clock.limit(CALM) == AUTO_SECONDS
 
 
-@pytest.mark.parametrize("phase", ["save", "evaluate", "end"])
+@pytest.mark.parametrize("phase", ["compare", "save", "evaluate", "end"])
 def test_the_first_time_of_a_rare_phase_is_learnt(phase: str) -> None:
     rank = Rank()
     rank.steps(3)

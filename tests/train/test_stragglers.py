@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitscale.train.goodput import HostSeconds
-from vitscale.train.stragglers import Straggler, StragglerWatch, own_seconds, straggler_message
+from vitscale.train.stragglers import Straggler, StragglerWatch, compare, own_seconds, straggler_message
 
 Windows = Sequence[Sequence[float | None]]
 
@@ -50,22 +50,24 @@ def test_a_rank_is_named_again_only_after_it_has_recovered() -> None:
     watch = StragglerWatch(factor=2.0)
     ranks = []
     for slow in (8.0, 8.0, 1.0, 8.0, 1.0, 1.0, 8.0):
-        verdict = watch.judge([1.0, slow])
-        ranks.append(([s.rank for s in verdict.slow], [s.rank for s in verdict.recovered]))
+        found = watch.judge([1.0, slow])
+        ranks.append(([s.rank for s in found.slow], [s.rank for s in found.recovered]))
     assert ranks == [([1], []), ([], []), ([], []), ([], []), ([], []), ([], [1]), ([1], [])]
 
 
-def test_the_slowest_rank_is_known_in_every_window() -> None:
-    slowest = StragglerWatch(factor=2.0).judge([1.0, 1.5, 1.2]).slowest
-    assert slowest == Straggler(rank=1, seconds=1.5, others_seconds=1.1)
-    assert StragglerWatch(factor=2.0).judge([1.0]).slowest is None
+def test_each_rank_is_compared_with_the_others() -> None:
+    assert compare({0: 1.0, 1: 1.5, 4: 1.2}) == [
+        Straggler(rank=0, seconds=1.0, others_seconds=1.35),
+        Straggler(rank=1, seconds=1.5, others_seconds=1.1),
+        Straggler(rank=4, seconds=1.2, others_seconds=1.25),
+    ]
+    assert compare({0: 1.0}) == []
 
 
 @given(st.lists(st.floats(0.0, 100.0), min_size=2, max_size=9))
 def test_a_rank_is_compared_with_the_median_of_the_others(seconds: list[float]) -> None:
-    slowest = StragglerWatch(factor=2.0).judge(seconds).slowest
-    assert slowest is not None
-    assert slowest.others_seconds == median(seconds[: slowest.rank] + seconds[slowest.rank + 1 :])
+    for compared in compare(dict(enumerate(seconds))):
+        assert compared.others_seconds == median(seconds[: compared.rank] + seconds[compared.rank + 1 :])
 
 
 def test_noise_of_a_third_names_nobody() -> None:

@@ -33,8 +33,8 @@ def open_remote(config: RunConfig, *, check_owner: Callable[[], None]) -> Remote
 class Copies:
     """Uploads of a run. Without `remote`, as on all ranks but 0, every method does nothing.
 
-    Leaving it as a context waits for the uploads at the end of a run, and no longer than `STOP_SECONDS` after a stop or an error;
-    `show_life` is called while it waits.
+    Leaving it as a context waits for the uploads at the end of a run, no longer than `STOP_SECONDS` after a stop or an error, and
+    not at all when it is interrupted, as by a second Ctrl-C; `show_life` is called while it waits.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Copies:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self.finish(timeout_seconds=None if kind is None else STOP_SECONDS)
+            self.finish(timeout_seconds=None if kind is None else STOP_SECONDS if issubclass(kind, Exception) else 0.0)
         finally:
             self.close()
 

@@ -13,14 +13,14 @@ AUTO_SECONDS = 20.0
 AUTO_MULTIPLE = 8.0
 """How many times the longest silence so far `auto` waits."""
 STORAGE_SECONDS = 300.0
-"""The least that `auto` waits where storage sets the pace: in saves, in evaluations, and for a rank that sleeps while it waits
-for data. A store that does not answer is given up after four minutes."""
+"""The least that `auto` waits where storage sets the pace, in saves, evaluations and for a rank that sleeps while it waits for
+data, and where all of a rank's state is read, to compare the ranks. A store that does not answer is given up after four minutes."""
 SUSPENDED_SECONDS = 10.0
 """A look that comes so late shows that the watching process was stopped as well."""
 
 _ON_PURPOSE = "To stand still on purpose, as in a debugger, set watch.hang_seconds=null"
 
-_RARE_PHASES = frozenset({"save", "evaluate", "end"})
+_RARE_PHASES = frozenset({"compare", "save", "evaluate", "end"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class SilenceClock:
 
     Counts the time between looks and so depends on no clock that the rank reads. `hang_seconds` None means auto: eight times
     the longest silence that this phase had so far, at least 20 seconds. Until the first step is done, and in the phase
-    "start", a rank has `start_seconds`; with auto also in the first save, evaluation and end.
+    "start", a rank has `start_seconds`; with auto also in the first comparison, save, evaluation and end.
     """
 
     def __init__(self, signs: Signs, *, hang_seconds: float | None, start_seconds: float) -> None:

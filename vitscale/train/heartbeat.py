@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 # Imported by the watchdog's own small process as well: nothing but the standard library.
 
-PHASES = ("start", "data", "step", "vote", "report", "save", "evaluate", "end")
+PHASES = ("start", "data", "step", "vote", "report", "compare", "save", "evaluate", "end")
 """What a rank can be busy with. All ranks go through the same sequence of phases and steps."""
 
 _BEAT = struct.Struct("<7q")  # beats, moves, phase, step, first step, collectives before this phase, beats once more

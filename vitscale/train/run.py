@@ -1,6 +1,5 @@
 """Run: everything a training run holds while it runs, and the few actions of the loop that touch more than one of them."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -106,10 +105,7 @@ class Run:
         def vote(failed: bool) -> Verdict:
             nonlocal parts_written
             self.watch.beat("evaluate", state.step)
-            ended = self.saver.poll(parts_written=parts_written)
-            # Before the ballot: what goes wrong here, on rank 0, is then heard by the others.
-            with contextlib.suppress(UserError) if failed else contextlib.nullcontext():
-                self.tell_saves(ended)
+            self.tell_saves(self.saver.poll(parts_written=parts_written))
             outcome = self.stop.vote(None, failed=failed, parts_written=self.saver.parts_written)
             parts_written = outcome.parts_written
             return outcome.verdict
@@ -267,6 +263,7 @@ class Run:
 
     def compare_replicas(self, state: TrainState) -> None:
         """See that no rank's memory has changed by itself. All ranks; raises `CorruptionError` on all of them."""
+        self.watch.beat("compare", state.step)
         with self.ledger.spent("report"):
             found = self.engine.compare_replicas()
         if not found.differences:

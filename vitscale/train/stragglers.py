@@ -28,12 +28,11 @@ class Straggler:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a window has shown: ranks that are named now, named ones that are as fast as the others again, and the slowest."""
+class Judgement:
+    """What a window has shown: ranks that are named now, and named ones that are as fast as the others again."""
 
-    slow: tuple[Straggler, ...] = ()
-    recovered: tuple[Straggler, ...] = ()
-    slowest: Straggler | None = None
+    slow: tuple[Straggler, ...]
+    recovered: tuple[Straggler, ...]
 
 
 def own_seconds(host: HostSeconds, *, device: str, forward_seconds: float | None) -> float | None:
@@ -58,17 +57,15 @@ class StragglerWatch:
         self._slow_windows: dict[int, int] = {}
         self._good_windows: dict[int, int] = {}
 
-    def judge(self, own: Sequence[float | None]) -> Verdict:
+    def judge(self, own: Sequence[float | None]) -> Judgement:
         """Take in a window: by rank, the seconds of its own work, None where they are not known."""
-        compared = _compare({rank: seconds for rank, seconds in enumerate(own) if seconds is not None})
         slow, recovered = [], []
-        for straggler in compared:
+        for straggler in compare({rank: seconds for rank, seconds in enumerate(own) if seconds is not None}):
             if self._is_slow(straggler):
                 slow += [straggler] if self._count_slow(straggler) else []
             else:
                 recovered += [straggler] if self._count_good(straggler.rank) else []
-        slowest = max(compared, key=lambda straggler: straggler.ratio, default=None)
-        return Verdict(slow=tuple(slow), recovered=tuple(recovered), slowest=slowest)
+        return Judgement(slow=tuple(slow), recovered=tuple(recovered))
 
     def _is_slow(self, straggler: Straggler) -> bool:
         excess = straggler.seconds - straggler.others_seconds
@@ -109,7 +106,7 @@ def straggler_message(straggler: Straggler, *, hosts: Sequence[str], is_slow: bo
     )
 
 
-def _compare(seconds: Mapping[int, float]) -> list[Straggler]:
+def compare(seconds: Mapping[int, float]) -> list[Straggler]:
     """Each rank beside the median of the others; nothing for a rank alone."""
     if len(seconds) < 2:
         return []

@@ -57,7 +57,7 @@ class Watch:
 
     def judge(self, own: Sequence[float | None]) -> list[Finding]:
         """Which ranks are slow from now on, or no longer, by every rank's own work in the last window. Equal on all ranks."""
-        verdict = self.stragglers.judge(own)
+        judgement = self.stragglers.judge(own)
         return [
             Finding(
                 kind=kind,
@@ -65,7 +65,7 @@ class Watch:
                 ratio=straggler.ratio,
                 message=straggler_message(straggler, hosts=self.hosts, is_slow=kind == "straggler"),
             )
-            for kind, found in (("straggler", verdict.slow), ("straggler_recovered", verdict.recovered))
+            for kind, found in (("straggler", judgement.slow), ("straggler_recovered", judgement.recovered))
             for straggler in found
         ]
 
