@@ -15,9 +15,10 @@ from .chaos_faults import FaultNotDone, Faults, Injection, read_state
 from .chaos_machines import RemoteMachines
 from .chaos_plan import ENDS_ATTEMPT, ChaosPlan
 from .chaos_summary import find_effects, format_summary
-from .launcher import Supervision, launch_training
+from .launcher import launch_training
 from .ledger import LaunchLedger
 from .remote import ClusterProcess
+from .supervise import Policy
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _ENDS = ("worker_failed", "hang", "restart", "shrink", "wait", "gave_up", "ended", "finished", "corruption")
@@ -28,8 +29,8 @@ def rehearse(
     config: RunConfig,
     *,
     plan: ChaosPlan,
+    policy: Policy,
     address: str | None,
-    supervision: Supervision,
     allow_change: Collection[str] = (),
     debug: bool = False,
 ) -> None:
@@ -43,9 +44,8 @@ def rehearse(
             launch_training(
                 config,
                 process=ClusterProcess(),
-                num_workers=plan.num_workers,
+                policy=policy,
                 address=address,
-                supervision=supervision,
                 allow_change=allow_change,
                 rehearses_faults=True,
                 debug=debug,

@@ -22,7 +22,7 @@ from .link import DOWN_AND_UP
 
 _SIGNALS = {FaultKind.KILL: signal.SIGKILL, FaultKind.STOP: signal.SIGSTOP}
 _LEFT_FREE_BYTES = 2**20
-"""The logs need some: a run that cannot write its ledger ends, with or without a rehearsal."""
+"""Logs and signs of life need some."""
 _SMALLEST_PART_BYTES = 2**16
 _SECONDS_FOR_RECEIPT = 60.0
 

@@ -15,7 +15,7 @@ from .chaos_plan import FaultKind
 if TYPE_CHECKING:
     from vitscale.run_config import RunConfig
 
-    from .launcher import Supervision
+    from .supervise import Policy
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,6 +115,7 @@ def train(run_values: Mapping[str, Any], stop_at: StopAtOption = None) -> None:
     with present_errors(debug=run_values["debug"]):
         address = _prepare_ray(run_values["address"])
         run_config, shown = _load_run(run_values, is_local=address is None)
+        policy = _policy(run_values, run_config)
         if run_values["dry_run"]:
             sys.stdout.write(shown)
             return
@@ -124,9 +125,8 @@ def train(run_values: Mapping[str, Any], stop_at: StopAtOption = None) -> None:
         launch_training(
             run_config,
             process=ClusterProcess(),
-            num_workers=run_values["workers"],
+            policy=policy,
             address=address,
-            supervision=_supervision(run_values),
             allow_change=run_values["allow_change"] or [],
             stop_at_step=stop_at,
             debug=run_values["debug"],
@@ -160,6 +160,7 @@ def chaos(
         from .chaos_plan import ChaosPlan, check_plan, describe_faults
 
         run_config, shown = _load_run(run_values, is_local=address is None)
+        policy = _policy(run_values, run_config)
         plan = ChaosPlan(
             kinds=tuple(dict.fromkeys(fault or [])),
             every_seconds=every,
@@ -180,8 +181,8 @@ def chaos(
         rehearse(
             run_config,
             plan=plan,
+            policy=policy,
             address=address,
-            supervision=_supervision(run_values),
             allow_change=run_values["allow_change"] or [],
             debug=run_values["debug"],
         )
@@ -276,13 +277,16 @@ def _load_run(run_values: Mapping[str, Any], *, is_local: bool) -> tuple["RunCon
     return loaded, describe_run(loaded, plan=made)
 
 
-def _supervision(run_values: Mapping[str, Any]) -> "Supervision":
-    from .launcher import Supervision
+def _policy(run_values: Mapping[str, Any], config: "RunConfig") -> "Policy":
+    from .supervise import Policy
+    from .workers import allowed_workers
 
-    return Supervision(
+    num_workers, min_workers = run_values["workers"], run_values["min_workers"]
+    return Policy(
+        num_workers=num_workers,
+        allowed_workers=allowed_workers(num_workers=num_workers, min_workers=min_workers, global_batch=config.train.global_batch),
         max_restarts=run_values["max_restarts"],
         refill_steps=run_values["refill_steps"],
-        min_workers=run_values["min_workers"],
         wait_seconds=run_values["wait_for_cluster"],
     )
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 from vitscale.config import UsageError
@@ -15,26 +14,15 @@ from .remote import ClusterProcess, Connection, RemoteAttempts
 from .stop_signals import StopSignals
 from .supervise import Policy
 from .task import make_task
-from .workers import ClusterResources, Workers, allowed_workers, choose_workers, num_cores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Supervision:
-    """What the user allows; see `Policy`. `min_workers` None: as many workers as were asked for, or none."""
-
-    max_restarts: int = 3
-    refill_steps: int = 200
-    min_workers: int | None = None
-    wait_seconds: float = 600.0
+from .workers import ClusterResources, Workers, choose_workers, num_cores
 
 
 def launch_training(
     config: RunConfig,
     *,
     process: ClusterProcess,
-    num_workers: int,
+    policy: Policy,
     address: str | None,
-    supervision: Supervision,
     allow_change: Collection[str] = (),
     stop_at_step: int | None = None,
     rehearses_faults: bool = False,
@@ -44,22 +32,15 @@ def launch_training(
 
     `process` joins the cluster and is ended here. Signals are listened to: see `StopSignals`. Raises `UserError`.
     """
-    allowed = allowed_workers(num_workers=num_workers, min_workers=supervision.min_workers, global_batch=config.train.global_batch)
     run_dir = config.run_dir
-    connection = Connection(process, address=address, num_cpus=max(num_workers, num_cores()))
+    connection = Connection(process, address=address, num_cpus=max(policy.num_workers, num_cores()))
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         stack.callback(connection.close)
-        workers = _fitting(config, allowed=allowed, cluster=connection.join())
+        workers = _fitting(config, allowed=policy.allowed_workers, cluster=connection.join())
         task = make_task(config, allow_change=allow_change, stop_at_step=stop_at_step, rehearses_faults=rehearses_faults, debug=debug)
         supervisor = Supervisor(
             attempts=RemoteAttempts(connection=connection, run_dir=run_dir, task=task, workers=workers),
-            policy=Policy(
-                num_workers=num_workers,
-                allowed_workers=allowed,
-                max_restarts=supervision.max_restarts,
-                refill_steps=supervision.refill_steps,
-                wait_seconds=supervision.wait_seconds,
-            ),
+            policy=policy,
             run_dir=run_dir,
             launch=task.launch,
             ledger=LaunchLedger(run_dir / "events.jsonl"),

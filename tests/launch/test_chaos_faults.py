@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -67,16 +67,35 @@ def test_a_rank_without_a_sign_of_life_or_a_process_is_told(tmp_path: Path) -> N
         do(tmp_path, FaultKind.KILL)
 
 
-def test_a_process_of_another_machine_is_reached_through_ray(tmp_path: Path) -> None:
-    sent: list[tuple[int, int, str]] = []
+class Machines:
+    """Notes what is asked of the machines of a cluster."""
 
-    class Signals:
-        def send(self, number: int, *, pid: int, host: str) -> None:
-            sent.append((number, pid, host))
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
 
-    publish(tmp_path, 77, host="elsewhere")
-    Faults(run_dir=tmp_path, plan=PLAN, wait=lambda _: False, signals=Signals()).do(fault(FaultKind.STOP), tell=lambda _: None)  # type: ignore[arg-type]
-    assert sent == [(signal.SIGSTOP, 77, "elsewhere")]
+    def reach(self) -> None:
+        self.asked.append(("reach",))
+
+    def signal(self, number: int, *, pid: int, host: str) -> None:
+        self.asked.append((number, pid, host))
+
+    def cut(self, interface: str, *, seconds: float, host: str) -> None:
+        self.asked.append((interface, seconds, host))
+
+
+@pytest.mark.parametrize("host", ["elsewhere", os.uname().nodename])
+@pytest.mark.parametrize(("kind", "asked"), [(FaultKind.STOP, (signal.SIGSTOP, 77)), (FaultKind.NETWORK, ("eth0", 0.2))])
+def test_in_a_cluster_the_machine_of_the_rank_is_asked(tmp_path: Path, host: str, kind: FaultKind, asked: tuple[object, ...]) -> None:
+    machines, told, waited = Machines(), list[Injection](), list[float]()
+    plan = replace(PLAN, interface="eth0")
+    faults = Faults(run_dir=tmp_path, plan=plan, wait=lambda seconds: bool(waited.append(seconds)), machines=machines)
+    with pytest.raises(FaultNotDone, match="no sign of life"):
+        faults.do(fault(kind), tell=told.append)
+    publish(tmp_path, 77, host=host)
+    faults.do(fault(kind), tell=told.append)
+    assert machines.asked == [("reach",), ("reach",), (*asked, host)]
+    assert [(injection.kind, injection.rank) for injection in told] == [(kind, 1)]
+    assert waited == ([0.2] if kind is FaultKind.NETWORK else [])
 
 
 class Engine:

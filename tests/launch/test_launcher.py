@@ -8,10 +8,9 @@ import pytest
 
 from tests.train.tiny_run import tiny_config
 from vitscale.config import StopRequested, UsageError
-from vitscale_launch import launcher
-from vitscale_launch.launcher import Supervision, launch_training
+from vitscale_launch.launcher import launch_training
 from vitscale_launch.outcome import Failed, Finished, Outcome, Stopped, outcome_to_json
-from vitscale_launch.supervise import Failure
+from vitscale_launch.supervise import Failure, Policy
 
 DIED = Failed(failure=Failure(kind="worker", rank=0, reason="its process died"))
 
@@ -45,13 +44,12 @@ def launcher_json(outcome: Outcome) -> Any:
     return json.loads(outcome_to_json(outcome))
 
 
-def launch(root: Path, process: FakeProcess, *, num_workers: int = 2, address: str | None = None, **supervision: Any) -> dict[str, Any]:
+def launch(root: Path, process: FakeProcess, *, allowed: tuple[int, ...] = (2,), address: str | None = None) -> dict[str, Any]:
     return launch_training(
         tiny_config(root),
         process=process,  # type: ignore[arg-type]
-        num_workers=num_workers,
+        policy=Policy(num_workers=allowed[-1], allowed_workers=allowed),
         address=address,
-        supervision=Supervision(**supervision),
     )
 
 
@@ -72,18 +70,9 @@ def test_the_cluster_is_left_after_a_stop_too(tmp_path: Path) -> None:
 def test_a_cluster_that_is_too_small_is_told_unless_fewer_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = FakeProcess([Finished(values={})], num_cpus=3)
     with pytest.raises(UsageError, match="4 workers need 4 CPUs, but the Ray cluster has 3"):
-        launch(tmp_path, process, num_workers=4, address="auto")
+        launch(tmp_path, process, allowed=(4,), address="auto")
     assert process.is_closed
     process = FakeProcess([Finished(values={})], num_cpus=3)
-    launch(tmp_path, process, num_workers=4, address="auto", min_workers=1)
+    launch(tmp_path, process, allowed=(1, 2, 4), address="auto")
     assert process.trained_with() == [2]
     assert "beginning with 2 workers" in capsys.readouterr().out
-
-
-def test_what_the_user_allows_reaches_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(launcher.Supervisor, "train", lambda self, num_workers: seen.append((self.policy, num_workers)) or {})
-    launch(tmp_path, FakeProcess([]), max_restarts=7, refill_steps=11, min_workers=1, wait_seconds=5.0)
-    policy, num_workers = seen[0]
-    assert (policy.max_restarts, policy.refill_steps, policy.wait_seconds, policy.allowed_workers) == (7, 11, 5.0, (1, 2))
-    assert num_workers == 2
