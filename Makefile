@@ -21,7 +21,7 @@ help:  ## show this list
 
 venv: $(VENV)/dev.stamp  ## create .venv and install vitscale into it, with what the tests need
 
-test: $(VENV)/dev.stamp  ## run every test that needs no GPU: the default tier, several processes, Ray
+test: $(VENV)/dev.stamp  ## run the tests that need no GPU and no patience: the default tier, several processes, Ray
 	$(PYTEST) $(PARALLEL)
 	# By file, so that the tests which share a launch share a process; two at a time, because each starts processes of its own.
 	$(PYTEST) -m dist -n 2 --dist loadfile

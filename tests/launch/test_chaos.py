@@ -166,6 +166,8 @@ def test_a_rehearsal_tells_of_each_fault_how_it_was_noticed(tmp_path: Path) -> N
     assert noticed["nan"] == "skipped_step"
     assert noticed["slow"] == "straggler"
     assert "corruption" in noticed["bit-flip"]
+    again = {row[1]: row[6] for row in cells}
+    assert all(float(again[kind].removesuffix(" s")) < 60 for kind in ("kill", "stop", "hang")), again
     assert not (tmp_path / "runs" / "tiny" / "chaos").exists()
 
 
