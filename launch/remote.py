@@ -39,10 +39,12 @@ class ClusterProcess:
         finally:
             os.close(descriptor)
         self._answers = open(answers, "rb", buffering=0)  # noqa: SIM115
+        self._has_asked = False
 
     def ask(self, question: dict[str, Any], *, poll: Callable[[], None] = lambda: None) -> Any:
         """Wait for the answer, `poll` being called all the time; None where the process ended instead of giving one."""
         assert self._process.stdin is not None
+        self._has_asked = True
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
@@ -63,6 +65,8 @@ class ClusterProcess:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
+        if not self._has_asked:
+            self._process.kill()  # it has joined nothing, and would do its imports first
         try:
             self._process.wait(timeout=_SECONDS_TO_LEAVE)
         except subprocess.TimeoutExpired:

@@ -140,6 +140,16 @@ def test_the_command_goes_on_while_it_waits_and_what_it_raises_ends_the_wait(cas
         connection.ask({"do": "train"}, poll=poll)
 
 
+def test_an_address_where_nobody_listens_ends_the_process_before_it_has_done_its_imports(connections: list[Connection]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"127.0.0.1:{gone.getsockname()[1]}"
+    process = ClusterProcess()
+    connections.append(Connection(process, address=address, num_cpus=2))
+    with pytest.raises(UsageError, match="nobody listens there"):
+        connections[0].join()
+    assert connections[0].close() == -signal.SIGKILL
+
+
 def test_control_c_does_not_reach_the_process(cast: Cast, connections: list[Connection]) -> None:
     connection = connect(connections, cast, [JOINED, "2"])
     process = connection._process
