@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.tiny_run import events, sample_ids, stopped, tiny_config
+from tests.train.tiny_run import events, read_lines, sample_ids, stopped, tiny_config
 from vitscale import api
 from vitscale.config import CheckpointError, ConfigError
 from vitscale.train.build import open_run
@@ -55,3 +55,18 @@ def test_the_start_is_written_down(tmp_path: Path) -> None:
     (start,) = events(config.run_dir, "start")
     assert "16 = 1 ranks x 16 x 1 accumulated" in start["message"]
     assert [event["message"] for event in events(config.run_dir, "decision")] == plan["reasons"]
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_checkpoint_stays_over_a_restart(tmp_path: Path, mode: str) -> None:
+    evaluation = f"evals.test={{kind: classification, path: {tmp_path}/shards, batch_size: 20, every_steps: 1}}"
+    best = f"checkpoint.keep_best={{metric: eval/test/top1, mode: {mode}}}"
+    config = stopped(tmp_path, evaluation, best, "checkpoint.every_steps=1", "checkpoint.keep=1", step=5)
+    api.train(config)
+    records = read_lines(config.run_dir / "metrics.jsonl")
+    # The last save comes before the last evaluation. Of equal figures the newest counts. Of 4 the first start knows, of 5 the second.
+    found = {record["step"]: record["eval/test/top1"] for record in records if "eval/test/top1" in record and record["step"] < 6}
+    assert sorted(found) == [1, 2, 3, 4, 5]
+    expected = max(found, key=lambda step: (found[step] if mode == "max" else -found[step], step))
+    kept = sorted(path.name for path in (config.run_dir / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08d}" for step in (expected, 6)]

@@ -103,6 +103,14 @@ def test_newest_values_replace_those_of_an_earlier_attempt() -> None:
     assert told.last_step == 12
 
 
+def test_scores_are_what_this_attempt_has_found() -> None:
+    told = reporter()
+    for step, value in ((4, 0.5), (8, 0.75), (8, 0.8)):
+        told.evaluation("test", TrainState(step=step, samples=8 * step), {"top1": value, "loss": 1.0})
+    assert told.scores("eval/test/top1") == {4: 0.5, 8: 0.8}
+    assert told.scores("eval/other/top1") == {}
+
+
 def test_a_save_is_reported_with_its_times_and_what_it_replaced() -> None:
     seen = Recorder()
     told = reporter(seen)

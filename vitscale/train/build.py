@@ -95,7 +95,7 @@ def _build(
     known_values = on_main(directory.newest_values)
     reporter = jointly(lambda: _reporter(started, site=site, ledger=ledger, known_values=known_values))
     stack.callback(reporter.close)
-    scores = partial(_scores, config, directory)
+    scores = jointly(lambda: _scores(config, site=site, reporter=reporter))
     copies = Copies(remote, config=config, scores=scores, event=reporter.event, show_life=site.watch.beat_again)
     stack.enter_context(copies)
     saver = jointly(lambda: _saver(started, site=site, copies=copies, scores=scores))
@@ -188,10 +188,14 @@ def _demand(started: Started, *, ranks: Ranks, replayed: Losses) -> Demand:
     )
 
 
-def _scores(config: RunConfig, directory: RunDirectory) -> Mapping[int, float]:
-    """What the best checkpoints are chosen by: step to figure."""
+def _scores(config: RunConfig, *, site: Site, reporter: Reporter) -> Scores:
+    """What the best checkpoints are chosen by, step to figure: those of earlier attempts, which are read once, and this one's, which
+    a full disk may keep out of metrics.jsonl."""
     best = config.checkpoint.keep_best
-    return {} if best is None else read_scores(directory.metrics, metric=best.metric)
+    if best is None or not site.ranks.is_main:
+        return dict
+    known = read_scores(site.directory.metrics, metric=best.metric)
+    return lambda: known | reporter.scores(best.metric)
 
 
 def _saver(started: Started, *, site: Site, copies: Copies, scores: Scores) -> CheckpointSaver:

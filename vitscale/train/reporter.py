@@ -50,6 +50,7 @@ class Reporter:
         self._shares = shares
         self.last_values = dict(known_values)
         self.last_step: int | None = None
+        self._evaluated: dict[str, dict[int, float]] = {}
 
     def progress(self, step: int) -> None:
         """A step was done."""
@@ -80,10 +81,17 @@ class Reporter:
 
     def evaluation(self, name: str, state: TrainState, values: dict[str, float]) -> None:
         """Report an evaluation."""
-        self.last_values |= {f"eval/{name}/{key}": value for key, value in values.items()}
+        figures = {f"eval/{name}/{key}": value for key, value in values.items()}
+        self.last_values |= figures
+        for metric, value in figures.items():
+            self._evaluated.setdefault(metric, {})[state.step] = value
         report = EvaluationReport(name=name, step=state.step, samples=state.samples, values=values)
         for observer in self._observers:
             observer.on_evaluation(report)
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """What the evaluations of this attempt found of `metric`, `eval/<name>/<value>`, by step."""
+        return dict(self._evaluated.get(metric, {}))
 
     def saved(self, outcome: SaveOutcome) -> None:
         """Report what became of a save."""
