@@ -5,8 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,6 +14,7 @@ from vitscale.config import DataError, UsageError
 from vitscale.data.index import decode_index, index_name
 from vitscale.data.manifest import MANIFEST_NAME, Manifest, Shard, encode_manifest
 from vitscale.data.storage.storage import LocalStorage, Storage, open_storage
+from vitscale.data.types import StoredFile
 from vitscale.data.ustar import parse_sample
 
 from .atomic import locked_folder, output_errors, replace_file
@@ -28,7 +28,6 @@ MAX_UNNAMED_CLASSES = 1 << 20
 """Labels are taken for class numbers up to this one; beyond it they number something else, and no class is named."""
 
 _NUM_SHOWN = 5
-_SIZE_THREADS = 16
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -82,26 +81,24 @@ def plan_index(request: IndexRequest) -> IndexPlan:
             f"{output / MANIFEST_NAME}: exists already and is not overwritten. Give another --output, or remove it to index anew."
         )
     storage = open_storage(request.source)
-    names = _tar_names(storage)
     num_classes = None if request.classes is None else len(request.classes)
-    job = IndexJob(
-        storage=storage,
-        name="",
-        size=0,
-        output=output,
-        work=output / WORK_FOLDER,
-        num_classes=num_classes,
-        allow_pickles=request.allow_pickles,
+    jobs = tuple(
+        IndexJob(
+            storage=storage,
+            file=file,
+            output=output,
+            work=output / WORK_FOLDER,
+            num_classes=num_classes,
+            allow_pickles=request.allow_pickles,
+        )
+        for file in _tars(storage)
     )
-    # In an object store each size is a request.
-    with ThreadPoolExecutor(_SIZE_THREADS) as threads:
-        jobs = tuple(replace(job, name=name, size=size) for name, size in zip(names, threads.map(storage.size, names), strict=True))
     return IndexPlan(
         request=request,
         storage=storage,
         output=output,
         jobs=jobs,
-        num_bytes=sum(job.size for job in jobs),
+        num_bytes=sum(job.file.size for job in jobs),
         num_finished=sum(read_record(job) is not None for job in jobs),
     )
 
@@ -149,19 +146,19 @@ def _beside(source: str) -> Path:
     return Path(source)
 
 
-def _tar_names(storage: Storage) -> list[str]:
-    names = sorted(storage.list_names(".tar"))
-    if not names:
+def _tars(storage: Storage) -> list[StoredFile]:
+    tars = storage.list_files(".tar")
+    if not tars:
         raise DataError(f"{storage.root}: holds no .tar files. Compressed tars cannot be read in ranges: decompress them first.")
-    for name in names:
+    for tar in tars:
         try:
-            Shard(name=name, bytes=1, num_samples=1, sha256="0" * 64, index_sha256="0" * 64)
+            Shard(name=tar.name, bytes=1, num_samples=1, sha256="0" * 64, index_sha256="0" * 64)
         except ValidationError:
             raise DataError(
-                f"{storage.root}: the tar {name!r} has a name with other characters than letters, digits and ._-=+,@, or a part that "
+                f"{storage.root}: the tar {tar.name!r} has a name with other characters than letters, digits and ._-=+,@, or a part that "
                 "starts with a dot. Rename it."
             ) from None
-    return names
+    return tars
 
 
 def _usable(results: Sequence[ShardRecord | Unusable], *, plan: IndexPlan) -> list[ShardRecord]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from vitscale.config import Config, DataError
 from vitscale.data.index import INDEX_DTYPE, ScannedSample, encode_index, index_name, scan_samples
 from vitscale.data.labels import LABEL_MEMBER
 from vitscale.data.manifest import Shard
-from vitscale.data.storage.storage import LocalStorage, Storage
-from vitscale.data.types import UnreachableDataError
+from vitscale.data.storage.storage import Storage
+from vitscale.data.types import StoredFile, UnreachableDataError
 from vitscale.data.ustar import parse_sample
 
 from .atomic import replace_array, replace_file
@@ -36,9 +35,8 @@ class IndexJob:
     """One tar to index: `storage` has it, the index goes to `output`, what only this command needs to `work`."""
 
     storage: Storage
-    name: str
-    size: int
-    """Bytes of the tar."""
+    file: StoredFile
+    """The tar."""
     output: Path
     work: Path
     num_classes: int | None
@@ -50,7 +48,7 @@ class ShardRecord(Config):
     """What is known of an indexed tar."""
 
     fingerprint: str
-    """Of the tar when it was read: size, and for a local file the time of its last change."""
+    """Of the tar before it was read, its size and version, and of the options."""
     shard: Shard
     members: tuple[str, ...]
     num_labels: int | None = Field(ge=1)
@@ -86,7 +84,7 @@ def read_record(job: IndexJob) -> ShardRecord | None:
     """The record of an earlier run if tar, index and options are still those it was made from."""
     try:
         record = ShardRecord.model_validate_json(_record_path(job).read_bytes())
-        index = (job.output / index_name(job.name)).read_bytes()
+        index = (job.output / index_name(job.file.name)).read_bytes()
     except (OSError, ValidationError):
         return None
     is_same = record.fingerprint == _fingerprint(job) and hashlib.sha256(index).hexdigest() == record.shard.index_sha256
@@ -95,13 +93,13 @@ def read_record(job: IndexJob) -> ShardRecord | None:
 
 def keys_path(job: IndexJob) -> Path:
     """Where the hashes of the tar's keys are kept."""
-    return job.work / f"{job.name}.keys.npy"
+    return job.work / f"{job.file.name}.keys.npy"
 
 
 def _index(job: IndexJob, advance: Advance) -> ShardRecord:
-    path = f"{job.storage.root}/{job.name}"
-    fingerprint = _fingerprint(job)
-    file = RangeFile(job.storage, job.name, size=job.size)
+    name = job.file.name
+    path = f"{job.storage.root}/{name}"
+    file = RangeFile(job.storage, name, size=job.file.size)
     rows: list[tuple[int, int, int]] = []
     keys: list[str] = []
     members: set[str] = set()
@@ -119,9 +117,9 @@ def _index(job: IndexJob, advance: Advance) -> ShardRecord:
             advance(file.position - reported)
             reported = file.position
     index = encode_index(np.array(rows, INDEX_DTYPE))
-    shard = Shard(name=job.name, bytes=file.size, num_samples=len(rows), sha256=file.sha256, index_sha256=hashlib.sha256(index).hexdigest())
+    shard = Shard(name=name, bytes=file.size, num_samples=len(rows), sha256=file.sha256, index_sha256=hashlib.sha256(index).hexdigest())
     record = ShardRecord(
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(job),
         shard=shard,
         members=tuple(sorted(members)),
         num_labels=labels.num_labels,
@@ -135,7 +133,7 @@ def _index(job: IndexJob, advance: Advance) -> ShardRecord:
 
 def _write(job: IndexJob, *, index: bytes, keys: list[str], record: ShardRecord) -> None:
     """The record last: what it vouches for is there."""
-    index_path = job.output / index_name(job.name)
+    index_path = job.output / index_name(job.file.name)
     index_path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(index_path, index)
     keys_path(job).parent.mkdir(parents=True, exist_ok=True)
@@ -144,12 +142,11 @@ def _write(job: IndexJob, *, index: bytes, keys: list[str], record: ShardRecord)
 
 
 def _record_path(job: IndexJob) -> Path:
-    return job.work / f"{job.name}.json"
+    return job.work / f"{job.file.name}.json"
 
 
 def _fingerprint(job: IndexJob) -> str:
-    changed = os.stat(Path(job.storage.root) / job.name).st_mtime_ns if isinstance(job.storage, LocalStorage) else 0
-    return f"{job.size} {changed} {job.num_classes} {job.allow_pickles}"
+    return f"{job.file.size} {job.file.version} {job.num_classes} {job.allow_pickles}"
 
 
 class _Labels:

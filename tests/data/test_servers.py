@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.fault_proxy import FaultProxy, Flip, Reset, Short, Status, Truncate
 from tests.data.packed import pack
-from tests.data.servers import demand_credentials, has_nginx, moto_server, nginx_server, upload
+from tests.data.servers import demand_credentials, has_nginx, moto_server, nginx_server, overwrite, upload
 from vitscale.config import DataError
 from vitscale.data.dataset import open_dataset
 from vitscale.data.manifest import MANIFEST_NAME, encode_manifest
@@ -17,6 +17,7 @@ from vitscale.data.reader import SampleReader
 from vitscale.data.storage.block_cache import CacheConfig
 from vitscale.data.storage.object_store import ObjectStorage
 from vitscale.data.storage.storage import open_storage
+from vitscale.data.types import StoredFile
 
 pytestmark = pytest.mark.dist
 
@@ -107,10 +108,24 @@ def test_a_manifest_in_a_bucket_names_no_folder(s3: FaultProxy, folder: Path) ->
         open_dataset("s3://bucket/sets/elsewhere")
 
 
-def test_listing(s3: FaultProxy) -> None:
+def test_listing(s3: FaultProxy, folder: Path) -> None:
     s3.inject([Status(503)])
-    assert open_storage("s3://bucket/sets").list_names(".tar") == [f"train/train-0000{i}.tar" for i in range(3)]
-    assert open_storage("s3://bucket/none").list_names(".tar") == []
+    found = open_storage("s3://bucket/sets").list_files(".tar")
+    assert [file.name for file in found] == [f"train/train-0000{i}.tar" for i in range(3)]
+    assert [file.size for file in found] == [shard.bytes for shard in open_dataset(folder).shards]
+    assert open_storage("s3://bucket/none").list_files(".tar") == []
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_file_that_is_written_anew_has_another_version() -> None:
+    versions = set()
+    for content in (b"one", b"two"):
+        overwrite({"versions/a.tar": content})
+        (file,) = open_storage("s3://bucket/versions").list_files(".tar")
+        assert file == StoredFile(name="a.tar", size=3, version=file.version)
+        assert open_storage("s3://bucket/versions").list_files(".tar") == [file]
+        versions.add(file.version)
+    assert len(versions) == 2
 
 
 def test_a_missing_shard_is_found_at_once(s3: FaultProxy, folder: Path) -> None:
@@ -133,7 +148,7 @@ def test_what_is_not_there(s3: FaultProxy, root: str, message: str) -> None:
     assert len(s3.requests) == 1
 
 
-@pytest.mark.parametrize("operation", ["size", "read_file", "read_range", "list_names"])
+@pytest.mark.parametrize("operation", ["size", "read_file", "read_range", "list_files"])
 def test_a_missing_bucket_is_named_whatever_is_asked(s3: FaultProxy, operation: str) -> None:
     storage = open_storage("s3://no-such-bucket/x")
     arguments = {"read_range": {"offset": 0, "length": 1}}.get(operation, {})
@@ -142,7 +157,7 @@ def test_a_missing_bucket_is_named_whatever_is_asked(s3: FaultProxy, operation: 
     assert s3.requests
 
 
-@pytest.mark.parametrize("operation", ["size", "read_file", "list_names"])
+@pytest.mark.parametrize("operation", ["size", "read_file", "list_files"])
 def test_wrong_credentials_are_explained_and_not_shown(s3: FaultProxy, operation: str) -> None:
     demand_credentials(s3.upstream_port, demand=True)
     try:

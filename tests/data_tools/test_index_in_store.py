@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.data.fault_proxy import FaultProxy, Short, Status, Truncate
-from tests.data.servers import moto_server, upload
+from tests.data.servers import moto_server, overwrite, upload
 from tests.data_tools.foreign import photo_samples, write_tar
 from vitscale.data.dataset import open_dataset
 from vitscale.data.reader import SampleReader
+from vitscale_data_tools import index_dataset as module
 from vitscale_data_tools.exclude import exclude_samples
 from vitscale_data_tools.index_dataset import IndexRequest, plan_index, write_index
+from vitscale_data_tools.kept_results import kept_folder
 from vitscale_data_tools.verify import verify_dataset
 
 pytestmark = pytest.mark.dist
@@ -35,6 +37,48 @@ def payloads(folder: Path) -> dict[str, dict[str, bytes]]:
     dataset = open_dataset(folder)
     samples = SampleReader(dataset).read(0, dataset.num_samples)
     return {sample.key: {name: bytes(view) for name, view in sample.members.items()} for sample in samples}
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_tar_that_was_overwritten_since_a_kill_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one of the same size, which a length would not show."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    request = IndexRequest(source="s3://bucket/tars", output=tmp_path / "remote")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_index(plan_index(request))
+    assert plan_index(request).num_finished == 3
+    old = (tmp_path / "tars/part-1/a.tar").read_bytes()
+    write_tar(tmp_path / "tars/part-1/a.tar", {key: {**members, "cls": b"9"} for key, members in photo_samples(8, start=8).items()})
+    new = (tmp_path / "tars/part-1/a.tar").read_bytes()
+    assert len(new) == len(old)
+    overwrite({"tars/part-1/a.tar": new})
+    plan = plan_index(request)
+    assert plan.num_finished == 2
+    assert write_index(plan).manifest.classes == tuple("0123456789")
+    assert verify_dataset(open_dataset(tmp_path / "remote")).is_sound
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_check_that_was_killed_looks_again_at_what_was_overwritten(tmp_path: Path) -> None:
+    write_index(plan_index(IndexRequest(source="s3://bucket/tars", output=tmp_path / "remote")))
+    dataset = open_dataset(tmp_path / "remote")
+
+    def killed(num_done: int) -> None:
+        if num_done == dataset.num_samples:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), kept_folder(tmp_path / "work") as kept:
+        verify_dataset(dataset, kept=kept, report=killed)
+    spoilt = (tmp_path / "tars/part-0/a.tar").read_bytes()[:-1] + b"x"
+    overwrite({"tars/part-0/a.tar": spoilt})
+    with kept_folder(tmp_path / "work") as kept:
+        found = verify_dataset(dataset, kept=kept)
+    assert [bool(shard.findings) for shard in found.shards] == [True, False, False]
 
 
 def test_the_same_data_set_as_from_a_folder(s3: FaultProxy, tmp_path: Path) -> None:

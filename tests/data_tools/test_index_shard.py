@@ -12,6 +12,7 @@ from tests.data.scanned import scan_tar
 from tests.data_tools.foreign import photo_samples, write_tar
 from vitscale.data.index import decode_index, index_name
 from vitscale.data.storage.storage import open_storage
+from vitscale.data.types import StoredFile
 from vitscale_data_tools import index_shard as module
 from vitscale_data_tools.index_shard import IndexJob, ShardRecord, Unusable, index_shard, read_record
 from vitscale_data_tools.key_hashes import key_table
@@ -24,8 +25,7 @@ def job(tmp_path: Path) -> IndexJob:
     write_tar(tmp_path / "in" / NAME, photo_samples(12))
     return IndexJob(
         storage=open_storage(tmp_path / "in"),
-        name=NAME,
-        size=(tmp_path / "in" / NAME).stat().st_size,
+        file=StoredFile(name=NAME, size=0, version=""),
         output=tmp_path / "out",
         work=tmp_path / "work",
         num_classes=None,
@@ -44,7 +44,8 @@ def run(job: IndexJob) -> ShardRecord | Unusable:
 
 
 def now(job: IndexJob) -> IndexJob:
-    return replace(job, size=job.storage.size(NAME))
+    (file,) = job.storage.list_files(".tar")
+    return replace(job, file=file)
 
 
 def problem(job: IndexJob, samples: dict[str, dict[str, bytes]]) -> str:

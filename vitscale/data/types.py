@@ -50,6 +50,18 @@ class LostSample:
     """How many samples this stands for: about the rest of a shard where no index says which they are."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """What a storage says of a file without reading it."""
+
+    name: str
+    """From the storage's root on, with slashes."""
+    size: int
+    """In bytes."""
+    version: str
+    """Another text when the file has been written anew: a store's ETag, or the time of the last change and the inode."""
+
+
 class UnreadableSampleError(DataError):
     """The bytes are those that were packed, but no image can be made of them."""
 

@@ -104,7 +104,7 @@ def test_other_operations_are_those_of_the_source(folder: Path) -> None:
     assert storage.size("1.tar") == FILE_BYTES
     assert storage.read_file("manifest.json") == b"{}"
     assert storage.read_range("manifest.json", offset=1, length=1) == b"}"
-    assert storage.list_names(".tar") == ["0.tar", "1.tar", "2.tar"]
+    assert [file.name for file in storage.list_files(".tar")] == ["0.tar", "1.tar", "2.tar"]
 
 
 def test_bytes_that_were_damaged_on_the_way_are_read_again_and_not_kept(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_name_that_cannot_be(storage: ObjectStorage) -> None:
 
 def test_http_servers_cannot_be_listed(storage: ObjectStorage) -> None:
     with pytest.raises(DataError, match="cannot be asked which files it holds"):
-        storage.list_names(".tar")
+        storage.list_files(".tar")
 
 
 def test_pickle(storage: ObjectStorage) -> None:

@@ -128,13 +128,21 @@ def test_what_the_machine_lacks_is_waited_for_and_never_taken_for_damage(
 
 
 @pytest.mark.parametrize(
-    ("operation", "call"), [("size", (os, "stat")), ("read_file", (Path, "read_bytes")), ("list_names", (os, "scandir"))]
+    ("operation", "call", "expected"),
+    [
+        ("size", (os, "stat"), 2048),
+        ("read_file", (Path, "read_bytes"), CONTENT),
+        ("list_files", (os, "scandir"), ["a.bin"]),
+    ],
 )
-def test_so_it_is_whatever_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch, operation: str, call: tuple[Any, str]) -> None:
+def test_so_it_is_whatever_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, operation: str, call: tuple[Any, str], expected: Any
+) -> None:
     storage, failing = LocalStorage(folder, policy=QUICK), _Failing("ESTALE", times=2, real=getattr(*call))
     monkeypatch.setattr(*call, lambda *arguments, **options: failing(*arguments, **options))
-    name = ".bin" if operation == "list_names" else "a.bin"
-    assert getattr(storage, operation)(name) == {"size": 2048, "read_file": CONTENT, "list_names": ["a.bin"]}[operation]
+    name = ".bin" if operation == "list_files" else "a.bin"
+    found = getattr(storage, operation)(name)
+    assert ([file.name for file in found] if operation == "list_files" else found) == expected
     assert storage.io_counters()["retries"] == 2
 
 
@@ -261,8 +269,21 @@ def test_names_are_listed_by_their_ending_in_order(tmp_path: Path) -> None:
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "broken.tar").symlink_to("nothing")
     (tmp_path / "link.tar").symlink_to("b.tar")
-    assert open_storage(tmp_path).list_names(".tar") == ["a.tar", "b.tar", "link.tar", "part/0.tar"]
-    assert open_storage(tmp_path / "part").list_names(".zip") == []
+    assert [file.name for file in open_storage(tmp_path).list_files(".tar")] == ["a.tar", "b.tar", "link.tar", "part/0.tar"]
+    assert open_storage(tmp_path / "part").list_files(".zip") == []
+
+
+def test_a_file_that_is_written_anew_has_another_version(tmp_path: Path) -> None:
+    """Even where size and time are those of the old one, as of a copy that keeps times."""
+    (tmp_path / "a.tar").write_bytes(b"one")
+    (old,) = open_storage(tmp_path).list_files(".tar")
+    assert open_storage(tmp_path).list_files(".tar") == [old]
+    (tmp_path / "new").write_bytes(b"two")
+    os.utime(tmp_path / "new", ns=(0, (tmp_path / "a.tar").stat().st_mtime_ns))
+    os.replace(tmp_path / "new", tmp_path / "a.tar")
+    (new,) = open_storage(tmp_path).list_files(".tar")
+    assert (new.name, new.size) == (old.name, old.size) == ("a.tar", 3)
+    assert new.version != old.version
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_and_not_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +297,6 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_left_out(folder: Pat
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="Permission denied"):
-        LocalStorage(folder, policy=QUICK).list_names(".bin")
+        LocalStorage(folder, policy=QUICK).list_files(".bin")
     with pytest.raises(DataError, match="there is no folder"):
-        LocalStorage(folder / "none").list_names(".bin")
+        LocalStorage(folder / "none").list_files(".bin")

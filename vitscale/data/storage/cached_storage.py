@@ -8,7 +8,7 @@ from vitscale.config import DataError
 from vitscale.data.storage.block_cache import BlockCache
 from vitscale.data.storage.io_counters import IoCounters
 from vitscale.data.storage.storage import Storage
-from vitscale.data.types import UnreachableDataError
+from vitscale.data.types import StoredFile, UnreachableDataError
 
 BLOCK_BYTES = 4 << 20
 
@@ -66,8 +66,8 @@ class CachedStorage:
                 self._cache.drop(self._key(name, piece.block))
         return self._storage.read_again(name, offset=offset, length=length)
 
-    def list_names(self, suffix: str) -> list[str]:
-        return self._storage.list_names(suffix)
+    def list_files(self, suffix: str) -> list[StoredFile]:
+        return self._storage.list_files(suffix)
 
     def io_counters(self) -> dict[str, int]:
         return {**self._storage.io_counters(), **self._counters.values()}

@@ -11,7 +11,7 @@ from vitscale.data.storage.io_counters import IoCounters
 from vitscale.data.storage.retry import GaveUpError, RetryPolicy, TransientError, retry
 from vitscale.data.storage.store_address import CREDENTIALS, Address, allow_http, parse_address
 from vitscale.data.storage.store_errors import RefusedError, classify, explain
-from vitscale.data.types import UnreachableDataError
+from vitscale.data.types import StoredFile, UnreachableDataError
 
 T = TypeVar("T")
 
@@ -67,16 +67,21 @@ class ObjectStorage:
         self._counters.add(retries=1)
         return self.read_range(name, offset=offset, length=length)
 
-    def list_names(self, suffix: str) -> list[str]:
+    def list_files(self, suffix: str) -> list[StoredFile]:
         if self._address.scheme in ("http", "https"):
             raise DataError(
                 f"{self.root}: an HTTP server cannot be asked which files it holds. Give a bucket, or a folder that holds copies of them."
             )
         try:
-            names = self._request("", lambda store: [file["path"] for page in self._obstore.list(store) for file in page])
+            found = self._request("", lambda store: [file for page in self._obstore.list(store) for file in page])
         except RefusedError as refused:
             raise self._explained("", refused) from None
-        return sorted(name for name in names if name.endswith(suffix))
+        files = (
+            StoredFile(name=file["path"], size=int(file["size"]), version=file["e_tag"] or file["last_modified"].isoformat())
+            for file in found
+            if file["path"].endswith(suffix)
+        )
+        return sorted(files, key=lambda file: file.name)
 
     def io_counters(self) -> dict[str, int]:
         return self._counters.values()

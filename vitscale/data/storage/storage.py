@@ -13,7 +13,7 @@ from vitscale.data.storage.object_store import ObjectStorage
 from vitscale.data.storage.open_files import OpenFiles
 from vitscale.data.storage.retry import GaveUpError, RetryPolicy, retry
 from vitscale.data.storage.store_address import is_address
-from vitscale.data.types import UnreachableDataError
+from vitscale.data.types import StoredFile, UnreachableDataError
 
 T = TypeVar("T")
 
@@ -49,8 +49,8 @@ class Storage(Protocol):
         """`read_range` past every cache, which also forgets the range: for a reader that found the bytes damaged."""
         ...
 
-    def list_names(self, suffix: str) -> list[str]:
-        """Names below the root that end in `suffix`, with slashes, sorted. Raises `DataError` when it cannot be listed."""
+    def list_files(self, suffix: str) -> list[StoredFile]:
+        """Files below the root whose names end in `suffix`, by name. Raises `DataError` when it cannot be listed."""
         ...
 
     def io_counters(self) -> dict[str, int]:
@@ -108,8 +108,8 @@ class LocalStorage:
         self._counters.add(retries=1)
         return self.read_range(name, offset=offset, length=length)
 
-    def list_names(self, suffix: str) -> list[str]:
-        return self._patiently("", lambda: sorted(self._names(suffix)))
+    def list_files(self, suffix: str) -> list[StoredFile]:
+        return self._patiently("", lambda: sorted(self._found(suffix), key=lambda file: file.name))
 
     def io_counters(self) -> dict[str, int]:
         return self._counters.values()
@@ -129,7 +129,7 @@ class LocalStorage:
             self._files.drop(name)
         return self._files.open(name).read(offset=offset, length=length)
 
-    def _names(self, suffix: str) -> Iterator[str]:
+    def _found(self, suffix: str) -> Iterator[StoredFile]:
         def fail(error: OSError) -> NoReturn:  # by default a folder that cannot be listed is passed over
             raise error
 
@@ -137,7 +137,12 @@ class LocalStorage:
             for file in files:
                 path = Path(folder, file)
                 if file.endswith(suffix) and path.is_file():
-                    yield path.relative_to(self._root).as_posix()
+                    status = path.stat()
+                    yield StoredFile(
+                        name=path.relative_to(self._root).as_posix(),
+                        size=status.st_size,
+                        version=f"{status.st_mtime_ns}:{status.st_ino}",
+                    )
 
     def _patiently(self, name: str, read: Callable[[], T]) -> T:
         """The result of `read`, called again while what fails may pass. Raises `DataError`, `UnreachableDataError`."""
