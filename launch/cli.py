@@ -281,10 +281,10 @@ def _policy(run_values: Mapping[str, Any], config: "RunConfig") -> "Policy":
     from .supervise import Policy
     from .workers import allowed_workers
 
-    num_workers, min_workers = run_values["workers"], run_values["min_workers"]
+    num_workers = run_values["workers"]
     return Policy(
         num_workers=num_workers,
-        allowed_workers=allowed_workers(num_workers=num_workers, min_workers=min_workers, global_batch=config.train.global_batch),
+        allowed_workers=allowed_workers(num_workers=num_workers, min_workers=run_values["min_workers"], config=config),
         max_restarts=run_values["max_restarts"],
         refill_steps=run_values["refill_steps"],
         wait_seconds=run_values["wait_for_cluster"],

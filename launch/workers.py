@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitscale.config import ConfigError, UsageError
+from vitscale.run_config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +53,23 @@ def choose_workers(*, num_workers: int, num_runs: int, device: Literal["auto", "
     return Workers(num_workers=num_workers, cpus=cpus, use_gpu=use_gpu)
 
 
-def allowed_workers(*, num_workers: int, min_workers: int | None, global_batch: int) -> tuple[int, ...]:
-    """The numbers of workers that will do, in rising order: those from `min_workers` that the global batch divides among,
-    so that it stays what it is. Without `min_workers` only `num_workers`, even where it does not divide. Raises `UsageError`."""
+def allowed_workers(*, num_workers: int, min_workers: int | None, config: RunConfig) -> tuple[int, ...]:
+    """The numbers of workers that will do, in rising order: those from `min_workers` among which the global batch divides, in
+    micro-batches that the run can have, so that it stays what it is. Without `min_workers` only `num_workers`, even where it does
+    not divide. Raises `UsageError`, also where no smaller number will do."""
     if min_workers is None:
         return (num_workers,)
     if min_workers > num_workers:
         raise UsageError(f"--min-workers {min_workers}: more than --workers {num_workers}; give a smaller number")
-    return (*(n for n in range(min_workers, num_workers) if global_batch % n == 0), num_workers)
+    asked = config.parallel.micro_batch
+    unit = config.objective.micro_batch_multiple if asked == "auto" else asked
+    batch = config.train.global_batch
+    smaller = [n for n in range(1, num_workers) if batch % (n * unit) == 0]
+    fitting = [n for n in smaller if n >= min_workers]
+    if not fitting and min_workers < num_workers:
+        most = f"; the most that will do is {smaller[-1]}" if smaller else ""
+        raise UsageError(
+            f"--min-workers {min_workers}: the {batch} samples of train.global_batch, by {unit}, divide among no number of workers from"
+            f" {min_workers} to {num_workers - 1}{most}"
+        )
+    return (*fitting, num_workers)

@@ -1,11 +1,17 @@
 """How many workers, and what each reserves."""
 
 import os
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.train.tiny_run import tiny_config
 from vitscale.config import ConfigError, UsageError, UserError
+from vitscale.plan.cluster import detect_cluster
+from vitscale.plan.plan import make_plan
+from vitscale.run_config import RunConfig
 from vitscale_launch.workers import ClusterResources, Workers, allowed_workers, choose_workers, num_cores
 
 
@@ -53,17 +59,56 @@ def test_cores_are_those_this_process_may_use() -> None:
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
 
 
+def config(root: Path, global_batch: int, *overrides: str) -> RunConfig:
+    return tiny_config(root, f"train.global_batch={global_batch}", f"train.num_samples={6 * global_batch}", *overrides)
+
+
+PAIRS = "objective.mixup_alpha=0.2"
+
+
 @pytest.mark.parametrize(
-    ("num_workers", "min_workers", "global_batch", "expected"),
-    [(4, None, 16, (4,)), (4, 1, 16, (1, 2, 4)), (4, 2, 16, (2, 4)), (8, 3, 24, (3, 4, 6, 8)), (4, 4, 16, (4,)), (3, 1, 16, (1, 2, 3))],
+    ("num_workers", "min_workers", "global_batch", "settings", "expected"),
+    [
+        (4, None, 16, (), (4,)),
+        (4, 1, 16, (), (1, 2, 4)),
+        (4, 2, 16, (), (2, 4)),
+        (8, 3, 24, (), (3, 4, 6, 8)),
+        (4, 4, 16, (), (4,)),
+        # The number asked for is never hidden: the plan says what is wrong with it.
+        (3, 1, 16, (), (1, 2, 3)),
+        # What the plan would refuse is no choice.
+        (8, 1, 24, ("parallel.micro_batch=6",), (1, 2, 4, 8)),
+        (8, 1, 20, (PAIRS,), (1, 2, 5, 8)),
+    ],
 )
 def test_the_global_batch_divides_among_every_number_that_will_do(
-    num_workers: int, min_workers: int | None, global_batch: int, expected: tuple[int, ...]
+    tmp_path: Path, num_workers: int, min_workers: int | None, global_batch: int, settings: tuple[str, ...], expected: tuple[int, ...]
 ) -> None:
-    # The number asked for is never hidden: the plan says what is wrong with it.
-    assert allowed_workers(num_workers=num_workers, min_workers=min_workers, global_batch=global_batch) == expected
+    run = config(tmp_path, global_batch, *settings)
+    allowed = allowed_workers(num_workers=num_workers, min_workers=min_workers, config=run)
+    assert allowed == expected
+    for number in range(min_workers or num_workers, num_workers):
+        with nullcontext() if number in allowed else pytest.raises(ConfigError):
+            make_plan(run, cluster=detect_cluster(device="cpu", world_size=number))
 
 
-def test_more_than_all_is_no_minimum() -> None:
-    with pytest.raises(UsageError, match="--min-workers 5: more than --workers 4"):
-        allowed_workers(num_workers=4, min_workers=5, global_batch=16)
+@pytest.mark.parametrize(
+    ("num_workers", "min_workers", "settings", "message"),
+    [
+        (
+            64,
+            56,
+            (),
+            "4096 samples of train.global_batch, by 1, divide among no number of workers from 56 to 63; the most that will do is 32",
+        ),
+        (8, 5, ("parallel.micro_batch=1024",), "by 1024, divide among no number of workers from 5 to 7; the most that will do is 4"),
+        (2, 1, ("parallel.micro_batch=8192",), "by 8192, divide among no number of workers from 1 to 1$"),
+        (4, 5, (), "--min-workers 5: more than --workers 4"),
+    ],
+)
+def test_a_minimum_that_leaves_nothing_to_choose_is_told(
+    tmp_path: Path, num_workers: int, min_workers: int, settings: tuple[str, ...], message: str
+) -> None:
+    run = config(tmp_path, 4096, *settings)
+    with pytest.raises(UsageError, match=message):
+        allowed_workers(num_workers=num_workers, min_workers=min_workers, config=run)
