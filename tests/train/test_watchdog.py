@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,16 @@ def test_a_hung_rank_is_named_and_all_are_ended(ranks: Ranks, fault: str, functi
         wait_until_gone(watchdog, seconds=3.0)
     _, told = processes[culprit].communicate()
     assert told == f"vitscale: {event['message']}\n", "on the terminal too"
+
+
+@pytest.mark.dist
+def test_a_hung_rank_is_ended_and_told_of_also_without_its_run_directory(ranks: Ranks) -> None:
+    (process,) = ranks.start("sleeps", hang_seconds=1.5)
+    shutil.rmtree(ranks.run_dir)
+    _, told = process.communicate(timeout=BOUND_SECONDS)
+    assert process.returncode == -signal.SIGKILL
+    assert told.startswith(f"vitscale: rank 0 (process {process.pid} on ")
+    assert told.endswith("set watch.hang_seconds=null. The run directory took no record of it\n")
 
 
 @pytest.mark.dist

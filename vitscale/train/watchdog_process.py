@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vitscale.train.hang_rules import (
+    Blame,
     Condition,
     RankState,
     SilenceClock,
@@ -169,13 +170,17 @@ class Watch:
 
         False when the rank goes on after all.
         """
-        goes_on = False
+        is_over: bool | None = None
         try:
-            goes_on = self._aside.run(self._tell, seconds=_ALARM_SECONDS) is False
+            is_over = self._aside.run(self._tell, seconds=_ALARM_SECONDS)
         finally:
-            if not goes_on:
+            if is_over is not False:
                 self._process.send(signal.SIGKILL)
-        return not goes_on
+        if is_over is None:
+            state = self._state
+            message = hang_message(state, states={state.rank: state}, blame=Blame(ranks=(state.rank,), certain=True))
+            _say(f"{message}. The run directory took no record of it")
+        return is_over is not False
 
     def _tell(self) -> bool:
         begin = time.monotonic()
@@ -198,8 +203,7 @@ class Watch:
             else:
                 message = lost_message(rank, last=self._board.last.get(rank))
             self._append_event(states.get(rank, state), ranks=(rank,) if blame.certain else blame.ranks, message=message, stacks=stacks)
-            # For whoever sits at the rank's terminal, where the shell says no more than "Killed".
-            os.write(_STDERR, f"vitscale: {message}\n".encode())
+            _say(message)
             if not blame.certain:
                 break
         if state.rank not in blame.ranks:
@@ -235,6 +239,12 @@ class Watch:
         os.write(descriptor, (json.dumps(record) + "\n").encode())
         os.fsync(descriptor)
         os.close(descriptor)
+
+
+def _say(message: str) -> None:
+    """For whoever sits at the rank's terminal, where the shell says no more than "Killed"."""
+    with contextlib.suppress(OSError):
+        os.write(_STDERR, f"vitscale: {message}\n".encode())
 
 
 class StateBoard:
