@@ -25,7 +25,7 @@ class DetectionLedger(UserCallback):
     """Runs in Ray's controller: records in events.jsonl when a failure was noticed, before the other workers are ended."""
 
     def __init__(self, *, events: Path) -> None:
-        self._ledger = LaunchLedger(events.absolute())  # on a cluster, the controller's working directory is another one
+        self._ledger = LaunchLedger(events)
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:  # noqa: ARG002
         """Ray calls this when it sees that workers failed. A user's error is told by the command."""

@@ -115,17 +115,6 @@ def test_the_moment_of_a_failure_is_recorded(tmp_path: Path) -> None:
     assert "KeyError" in second["trace"]
 
 
-def test_the_ledger_is_found_from_the_controllers_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, elsewhere = tmp_path / "runs" / "tiny", tmp_path / "elsewhere"
-    for folder in (run, elsewhere):
-        folder.mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    sent = pickle.dumps(DetectionLedger(events=Path("runs/tiny/events.jsonl")))  # as Ray sends it
-    monkeypatch.chdir(elsewhere)
-    pickle.loads(sent).after_exception(None, {0: GLOO, 1: DIED})
-    assert [event["event"] for event in recorded(run / "events.jsonl")] == ["worker_failed"]
-
-
 def corrupted(*ranks: int) -> CorruptionError:
     error = CorruptionError("step 3: silent corruption: the copy is wrong")
     error.ranks = ranks
