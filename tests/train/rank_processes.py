@@ -1,7 +1,6 @@
 """`vitscale train` on the tiny run as two processes that a test may signal and kill, forked from one that has done the imports."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,8 +10,11 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.launcher import ROOT, free_port
+import torch
+
+from tests.launcher import become, rank_environments, warm_context
 from tests.train.tiny_run import tiny_values
+from vitscale.cli import app
 from vitscale.config import dump_yaml
 
 PATIENCE = 240.0
@@ -30,12 +32,11 @@ class RankProcesses:
 
     def __init__(self, root: Path, *overrides: str, num_ranks: int = 2) -> None:
         self._outputs = [root / f"output-{rank}.txt" for rank in range(num_ranks)]
-        config, port, context = str(write_tiny(root)), free_port(), _fork_server()
+        config, context = str(write_tiny(root)), warm_context()
         self.processes: list[BaseProcess] = []
-        for rank, path in enumerate(self._outputs):
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-            shared = {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-            process = context.Process(target=_train, args=(shared, str(path), ["train", config, *overrides]), daemon=True)
+        for environment, path in zip(rank_environments(num_ranks), self._outputs, strict=True):
+            path.unlink(missing_ok=True)
+            process = context.Process(target=_train, args=(environment, str(path), ["train", config, *overrides]))
             process.start()
             self.processes.append(process)
 
@@ -83,25 +84,8 @@ def reached_step(run_dir: Path) -> int:
     return 0
 
 
-def _fork_server() -> multiprocessing.context.ForkServerContext:
-    """Imports take longer than the tiny run: one process does them, and every rank is a fork of it."""
-    os.environ["PYTHONPATH"] = os.pathsep.join({str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])})
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vitscale.cli", "vitscale.api", __name__])
-    return context
-
-
-def _train(variables: dict[str, str], output: str, arguments: list[str]) -> None:
-    os.environ.update(variables)
-    # A group of its own: what a signal to the test's group does is not what is tested.
-    os.setpgid(0, 0)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def _train(environment: dict[str, str], output: str, arguments: list[str]) -> None:
+    become(environment, outputs=[output, output])
     sys.argv[:] = ["vitscale", *arguments]
-    import torch
-
-    from vitscale.cli import app
-
     torch.set_num_threads(1)
     app(arguments)
