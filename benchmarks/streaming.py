@@ -301,7 +301,7 @@ def _parts(shards: Path, *, decoder: JpegDecoder) -> IterableDataset[Part]:
         global_batch=BATCH,
         start_samples=0,
         rank_slice=rank_slice(BATCH, rank=0, world_size=1),
-        ledger={},
+        replaced_before={},
     )
     block, window = SMALL_WINDOWS[shards.parent.name]
     return _open(shards, block=block, window=window).parts(demand)
