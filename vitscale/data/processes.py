@@ -134,7 +134,7 @@ def _process_loader(parts: IterableDataset[Part], *, num_workers: int, prefetch:
 @contextlib.contextmanager
 def _search_path_handed_on() -> Iterator[None]:
     """A Python that is started here finds modules where this process does. By itself the fork server, a `python -c`, would look into
-    the working folder first, and take what is called vitscale there, such as a clone of the repository, for this package."""
+    the working folder first, and in that of another checkout take its vitscale for this one."""
     settings = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
