@@ -31,7 +31,7 @@ from vitscale.models import ViTConfig
 from vitscale.nn.init import initial_value
 from vitscale.objectives.supervised import Supervised, SupervisedConfig
 from vitscale.optim.groups import parameter_groups
-from vitscale.run_config import RunConfig
+from vitscale.run_config import RunConfig, ZeroStage
 from vitscale.train.build import open_run
 from vitscale.train.loop import train_loop
 from vitscale_data_tools.fetch import SAMPLE_FOLDER
@@ -81,7 +81,7 @@ def _objective(args: argparse.Namespace) -> Supervised:
     return SupervisedConfig(num_classes=10).build(model.build())
 
 
-def _engine(args: argparse.Namespace, *, stage: int) -> Engine:
+def _engine(args: argparse.Namespace, *, stage: ZeroStage) -> Engine:
     with torch.device("meta"):
         objective = _objective(args)
     config = EngineConfig(
@@ -101,8 +101,8 @@ def _engine(args: argparse.Namespace, *, stage: int) -> Engine:
     )
 
 
-def _stepper(engine: Engine, batch: Batch) -> Callable[[int], None]:
-    return lambda step: engine.train_step([batch], step=step, lr=LR) and None
+def _stepper(engine: Engine, batch: Batch) -> Callable[[int], object]:
+    return lambda step: engine.train_step([batch], step=step, lr=LR)
 
 
 def _bare(args: argparse.Namespace, batch: Batch) -> Callable[[int], None]:
@@ -127,7 +127,7 @@ def _bare(args: argparse.Namespace, batch: Batch) -> Callable[[int], None]:
     return step
 
 
-def _turn(step: Callable[[int], None], *, num_steps: int) -> Callable[[], None]:
+def _turn(step: Callable[[int], object], *, num_steps: int) -> Callable[[], None]:
     numbers = itertools.count()
 
     def turn() -> None:
