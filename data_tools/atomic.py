@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscale.config import DataError, UsageError
+from vitscale.data.storage.store_address import SCHEMES
 
 LOCK_NAME = "lock"
 
@@ -65,8 +66,21 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_local(path: Path) -> None:
+    """Raise `UsageError` for the address of a store, which as a path is a folder called `s3:`."""
+    if path.parts[:1] in {(f"{scheme}:",) for scheme in SCHEMES}:
+        raise UsageError(
+            f"{str(path).replace(':/', '://', 1)}: an address, where a local path is wanted. Copy the files with a tool of the store."
+            " Tars in one need no packing: vitscale-data index ADDRESS --output FOLDER."
+        )
+
+
 def check_output(path: Path) -> None:
-    """Make the folder of a file to be, and raise `DataError` now where the file could not be written after hours of work."""
+    """Make the folder of a file to be, and raise `DataError` now where the file could not be written after hours of work.
+
+    Raises `UsageError` for an address.
+    """
+    check_local(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

@@ -16,7 +16,7 @@ from vitscale.data.images.decode import decode_image_member
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import RawSample
 
-from .atomic import encode_array, output_errors, replace_file
+from .atomic import check_local, encode_array, output_errors, replace_file
 from .contact_sheet import Tile, contact_sheet, write_sheet
 from .fingerprints import FingerprintJob, Fingerprints, decode_rows, fingerprint_part
 from .jobs import in_order
@@ -83,6 +83,7 @@ def check_request(request: DedupRequest) -> None:
         raise UsageError(f"--threshold {request.max_distance}: between 0 and {MAX_DISTANCE} of the 64 bits may differ.")
     if not request.compares_own and not request.against:
         raise UsageError("--only-against has nothing to compare with: name evaluation sets with --against.")
+    check_local(request.output)
     before_the_list = [request.pairs_path, *([] if request.sheet is None else [request.sheet])]
     for path in (request.output, *([] if request.work.exists() else before_the_list)):
         if path.exists():

@@ -20,7 +20,7 @@ from vitscale.data.reader import SampleReader
 from vitscale.data.storage.storage import LocalStorage
 from vitscale.data.types import LostSample, RawSample
 
-from .atomic import flush_folder, output_errors, replace_file
+from .atomic import check_local, flush_folder, output_errors, replace_file
 from .jobs import Advance, in_order
 from .kept_results import Form, KeptFolder, Say, kept_folder, kept_results
 from .range_file import RangeFile
@@ -101,8 +101,10 @@ def exclude_samples(
     damage that is not to be dropped and where nothing would be left, `UsageError` for an output in use.
     """
     started = time.monotonic()
-    if output is not None and (output / MANIFEST_NAME).exists():
-        raise UsageError(f"{output / MANIFEST_NAME}: exists already and is not overwritten. Give another OUTPUT, or remove it.")
+    if output is not None:
+        check_local(output)
+        if (output / MANIFEST_NAME).exists():
+            raise UsageError(f"{output / MANIFEST_NAME}: exists already and is not overwritten. Give another OUTPUT, or remove it.")
     choice = Choice(dataset=dataset, keys=keys, drops_damaged=drops_damaged, decodes=decodes)
     states = ShardStates(dataset)
     work = None if output is None else output / WORK_FOLDER

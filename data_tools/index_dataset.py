@@ -17,7 +17,7 @@ from vitscale.data.storage.storage import LocalStorage, Storage, open_storage
 from vitscale.data.types import StoredFile
 from vitscale.data.ustar import parse_sample
 
-from .atomic import locked_folder, output_errors, replace_file
+from .atomic import check_local, locked_folder, output_errors, replace_file
 from .index_shard import PICKLES, IndexJob, ShardRecord, Unusable, index_shard, keys_path, read_record
 from .jobs import run_jobs
 from .key_hashes import Duplicates, Place, StoredTables, find_duplicates
@@ -76,6 +76,7 @@ def plan_index(request: IndexRequest) -> IndexPlan:
     """Find the tars, without writing anything. Raises `UsageError` and `DataError` for a source that cannot be indexed."""
     _check_source(request.source)
     output = request.output or _beside(request.source)
+    check_local(output)
     if (output / MANIFEST_NAME).exists():
         raise UsageError(
             f"{output / MANIFEST_NAME}: exists already and is not overwritten. Give another --output, or remove it to index anew."

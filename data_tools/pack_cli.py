@@ -173,10 +173,13 @@ def make_request(values: Mapping[str, Any]) -> PackRequest:
     """The request of the command's parameters by name. Raises `UsageError` for options that have no effect together."""
     from vitscale.config import UsageError
 
+    from .atomic import check_local
     from .images import ImagePolicy, Transcode
     from .options import SourceOptions, parse_url_root
     from .plan import PackRequest
 
+    for name in ("input_path", "output"):
+        check_local(values[name])
     if values["seed"] is not None and values["order"] == "source":
         raise UsageError("--seed has no effect with --order source. Leave one of them out.")
     if values["transcode"] is None:

@@ -155,6 +155,30 @@ def test_an_error_is_one_paragraph(tmp_path: Path, arguments: list[str], code: i
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pack", "image-folder", "IN", "s3://bucket/out"],
+        ["pack", "tars", "s3://bucket/in", "OUT"],
+        ["index", "IN", "--output", "gs://bucket/out"],
+        ["verify", "IN", "--json", "az://bucket/found.json"],
+        ["stats", "IN", "--plots", "s3://bucket/plots"],
+        ["show", "IN", "--output", "s3://bucket/x.png"],
+        ["dedup", "IN", "s3://bucket/list"],
+        ["dedup", "IN", "OUT", "--sheet", "s3://bucket/x.png"],
+        ["exclude", "IN", "s3://bucket/out", "--damaged"],
+    ],
+)
+def test_what_is_written_is_never_an_address(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """As a path it would be a folder called `s3:`, in which nobody would look for hours of work."""
+    monkeypatch.chdir(tmp_path)
+    address = next(text for text in arguments if "://" in text)
+    (error,) = run(*(text.replace("IN", str(dataset)).replace("OUT", str(tmp_path / "out")) for text in arguments), code=2)
+    assert address in error
+    assert "an address, where a local path is wanted" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
     ("command", "first", "second"),
     [
         (
