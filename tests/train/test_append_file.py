@@ -43,7 +43,7 @@ def test_a_record_that_fitted_in_part_is_finished_when_there_is_room(tmp_path: P
 
 def test_of_more_than_memory_holds_the_oldest_are_dropped_and_counted(tmp_path: Path) -> None:
     path, warnings = tmp_path / "log", []
-    file = AppendFile(path, warn=warnings.append, waiting_bytes=30)
+    file = AppendFile(path, warn=warnings.append, waiting_bytes=32)
     with largest_file(4):
         for number in range(10):
             file.write(b"record%d\n" % number)
@@ -74,6 +74,37 @@ def test_a_record_that_was_to_survive_a_crash_is_synced_once_it_is_written(tmp_p
     file.write(b"figures\n")
     assert len(synced) == 1
     file.close()
+
+
+def test_a_file_that_the_server_knows_no_more_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, warnings = tmp_path / "log", []
+    file = AppendFile(path, warn=warnings.append)
+    file.write(b"first\n")
+    stale, write = os.stat(path).st_ino, os.write
+
+    def write_unless_stale(descriptor: int, data: bytes) -> int:
+        if os.fstat(descriptor).st_ino == stale:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_unless_stale)
+    file.write(b"second\n")
+    path.rename(tmp_path / "old")
+    file.write(b"third\n")
+    file.close()
+    assert path.read_bytes() == b"second\nthird\n"
+    assert len(warnings) == 2
+
+
+def test_a_new_file_begins_with_a_whole_record(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    file = AppendFile(path, warn=lambda _: None)
+    with largest_file(3):
+        file.write(b"12345\n")
+    path.rename(tmp_path / "old")
+    file.write(b"67890\n")
+    file.close()
+    assert path.read_bytes() == b"12345\n67890\n"
 
 
 def test_a_disk_that_fails_to_sync_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,11 @@ class AppendFile:
         self._warn = warn
         self._room = waiting_bytes
         self._waiting: deque[bytes] = deque()
+        self._num_written = 0  # bytes of the first waiting record
         self._num_dropped = 0
         self._is_failing = False
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._descriptor = self._open()
+        self._identity = _identity(self._descriptor)
 
     def write(self, record: bytes, *, durably: bool = False) -> None:
         """Append a record; with `durably`, it survives a crash of the machine."""
@@ -52,14 +54,29 @@ class AppendFile:
             os.close(self._descriptor)
         self._descriptor = -1
 
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
     def _flush(self, *, durably: bool) -> None:
+        if self._is_failing:
+            self._reopen()
         while self._waiting:
-            written = os.write(self._descriptor, self._waiting[0])
-            rest = self._waiting.popleft()[written:]
-            if rest:
-                self._waiting.appendleft(rest)
+            record = self._waiting[0]
+            self._num_written += os.write(self._descriptor, record[self._num_written :])
+            if self._num_written == len(record):
+                self._waiting.popleft()
+                self._num_written = 0
         if durably:
             os.fsync(self._descriptor)
+
+    def _reopen(self) -> None:
+        """A file server that was restarted may know the file by its name only."""
+        descriptor = self._open()
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+        if _identity(descriptor) != self._identity:
+            self._identity, self._num_written = _identity(descriptor), 0
 
     def _keep(self, error: OSError) -> None:
         if not self._is_failing:
@@ -78,3 +95,9 @@ class AppendFile:
             lost = f"; {self._num_dropped} of its records are lost" if self._num_dropped else ", nothing is missing"
             self._warn(f"{self._path} can be written again{lost}")
             self._is_failing, self._num_dropped = False, 0
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """Equal for two descriptors of one file."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
