@@ -95,7 +95,7 @@ def dedup(
 ) -> DedupSummary:
     """Compare all images and write the removal list, last. `report(n)` is called with the number of images looked at.
 
-    A command that was killed finds the images it has looked at when it is started again. Needs about 70 bytes of memory an
+    A command that was killed finds the images it has looked at when it is started again. Needs about 150 bytes of memory an
     image. Raises `DataError` for damaged samples, samples without images and keys that name two samples.
     """
     check_request(request)

@@ -95,10 +95,10 @@ def exclude_samples(
 ) -> ExcludeSummary:
     """Write the data set without the samples named by `keys`, and with `drops_damaged` those that cannot be read, to `output`.
 
-    With `decodes` an image that cannot be decoded is damage too.
-    None as `output` writes nothing. The tars stay where they are; the manifest, written last, says where. A command that was
-    killed finds the shards that it has looked through, kept in the output, when it is started again. Raises `DataError` for
-    damage that is not to be dropped and where nothing would be left, `UsageError` for an output in use.
+    With `decodes` an image that cannot be decoded counts as damage too. None as `output` writes nothing. The tars stay where
+    they are; the manifest, written last, says where. A command that was killed finds the shards that it has looked through,
+    kept in the output, when it is started again. Raises `DataError` for damage that is not to be dropped and where nothing
+    would be left, `UsageError` for an output in use.
     """
     started = time.monotonic()
     if output is not None:
