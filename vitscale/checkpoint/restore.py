@@ -1,7 +1,7 @@
 """Restoring a checkpoint into a running engine, at whatever world size and ZeRO stage it has now."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Generic, Literal, Self, TypeVar
@@ -9,6 +9,7 @@ from typing import Generic, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
+from vitscale.checkpoint.discover import nothing
 from vitscale.checkpoint.durable import disk_errors
 from vitscale.checkpoint.fragment_file import CHUNK_ELEMENTS
 from vitscale.checkpoint.fragments import Fragment, Kind, ShardStore
@@ -27,11 +28,18 @@ _OTHER_MODEL = (
 )
 
 
-def restore_checkpoint(reader: CheckpointReader, *, store: ShardStore, missing_ema: Literal["refuse", "copy_weights"] = "refuse") -> None:
+def restore_checkpoint(
+    reader: CheckpointReader,
+    *,
+    store: ShardStore,
+    missing_ema: Literal["refuse", "copy_weights"] = "refuse",
+    show_life: Callable[[], None] = nothing,
+) -> None:
     """Fill what every rank holds with the checkpoint's values and set the optimizer's step count. Collective.
 
     `missing_ema` says what to do when the run keeps a moving average and the checkpoint has none: refuse, or start the
-    average from the weights. Raises `CheckpointError` on all ranks, before anything is written, when names or shapes differ.
+    average from the weights. `show_life` is called while files are read, from any thread, but one at a time. Raises
+    `CheckpointError` on all ranks, before anything is written, when names or shapes differ.
 
     State in host memory is filled straight from the files, that on a GPU through a page-locked chunk of 4 MiB for each of four
     threads: beside the map of the pieces, which the reader holds, and what the store takes to refresh its copies, this is all
@@ -40,7 +48,7 @@ def restore_checkpoint(reader: CheckpointReader, *, store: ShardStore, missing_e
     sources = _sources(reader, missing_ema=missing_ema)
     held = on_every_rank(lambda: _check_held(list(store.held()), reader=reader, sources=sources))
     _refuse_unused(reader, used={name for names in held for name in names})
-    on_every_rank(lambda: _fill(store, reader=reader, sources=sources))
+    on_every_rank(lambda: _fill(store, reader=reader, sources=sources, show_life=show_life))
     store.restored(optimizer_steps=reader.manifest.optimizer_steps)
 
 
@@ -87,8 +95,8 @@ def _shortened(items: Sequence[str]) -> str:
     return "; ".join(items[:_SHOWN_PROBLEMS]) + more
 
 
-def _fill(store: ShardStore, *, reader: CheckpointReader, sources: dict[Kind, Kind]) -> None:
-    parts = _Shared(_parts(store.held()))
+def _fill(store: ShardStore, *, reader: CheckpointReader, sources: dict[Kind, Kind], show_life: Callable[[], None]) -> None:
+    parts = _Shared(_parts(store.held(), show_life=show_life))
     with disk_errors(), ThreadPoolExecutor(_READING_THREADS) as pool:
         for filled in [pool.submit(_fill_parts, parts, reader=reader, sources=sources) for _ in range(_READING_THREADS)]:
             filled.result()
@@ -107,10 +115,11 @@ def _fill_parts(parts: Iterable[Fragment], *, reader: CheckpointReader, sources:
         values.copy_(host)
 
 
-def _parts(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
+def _parts(fragments: Iterable[Fragment], *, show_life: Callable[[], None]) -> Iterator[Fragment]:
     """The fragments in pieces of one chunk at most."""
     for fragment in fragments:
         for number, values in enumerate(fragment.values.detach().split(CHUNK_ELEMENTS)):
+            show_life()
             yield replace(fragment, start=fragment.start + number * CHUNK_ELEMENTS, values=values)
 
 

@@ -1,10 +1,10 @@
 """The start of a run up to an engine that holds the weights to go on from; nothing that an earlier attempt left is touched."""
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -80,7 +80,7 @@ def start_run(
         engine=engine,
         batch_keys=objective.batch_keys,
         transfer=initial.table,
-        begin=_restore(decision, engine=engine, data=data),
+        begin=_restore(decision, engine=engine, data=data, show_life=site.watch.beat_again),
     )
 
 
@@ -135,7 +135,7 @@ def _engine_config(config: RunConfig, *, plan: Plan) -> EngineConfig:
     )
 
 
-def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) -> Begin:
+def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData, show_life: Callable[[], None]) -> Begin:
     """Fill the engine with what the checkpoint holds, if the run goes on from one."""
     if decision.checkpoint is None:
         return Begin(state=TrainState(), losses=None, skipped_in_a_row=0)
@@ -150,7 +150,8 @@ def _restore(decision: ResumeDecision, *, engine: Engine, data: TrainingData) ->
             " with the lanes of this run, which its config.yaml names"
         )
     # A moving average that the run did not keep so far starts from its weights now.
-    restore_checkpoint(reader, store=engine.store, missing_ema="copy_weights" if "optim.ema_decay" in decision.changed else "refuse")
+    missing_ema: Literal["copy_weights", "refuse"] = "copy_weights" if "optim.ema_decay" in decision.changed else "refuse"
+    restore_checkpoint(reader, store=engine.store, missing_ema=missing_ema, show_life=show_life)
     return Begin(
         state=state,
         losses=first_of_each(LostSample(**entry) for entry in reader.state["lost"]) if is_same_data else None,
