@@ -96,14 +96,17 @@ def _num_ones(values: Hashes) -> npt.NDArray[np.uint8]:
 
 
 def _num_blocks(num_queries: int, num_others: int, *, max_distance: int) -> int:
-    """The cheapest number, by sorts and comparisons of hashes that are spread evenly."""
+    """The cheapest number for hashes that are spread evenly."""
+    return min(
+        range(max_distance + 1, 2 * max_distance + 2),
+        key=lambda num_blocks: _cost(num_blocks, num_queries=num_queries, num_others=num_others, max_distance=max_distance),
+    )
 
-    def cost(num_blocks: int) -> float:
-        chance = math.exp2(-NUM_BITS * (num_blocks - max_distance) / num_blocks)
-        compared = num_queries * num_others * chance
-        return math.comb(num_blocks, max_distance) * (_SORT_COST * (num_queries + num_others) + compared)
 
-    return min(range(max_distance + 1, 2 * max_distance + 2), key=cost)
+def _cost(num_blocks: int, *, num_queries: int, num_others: int, max_distance: int) -> float:
+    """Of all sorts and comparisons, in comparisons."""
+    chance = math.exp2(-NUM_BITS * (num_blocks - max_distance) / num_blocks)
+    return math.comb(num_blocks, max_distance) * (_SORT_COST * (num_queries + num_others) + num_queries * num_others * chance)
 
 
 def _blocks(num_blocks: int) -> Hashes:

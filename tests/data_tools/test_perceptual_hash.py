@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitscale_data_tools.perceptual_hash import MAX_DISTANCE, distances, near_pairs, perceptual_hash
+from vitscale_data_tools import perceptual_hash as module
+from vitscale_data_tools.perceptual_hash import MAX_DISTANCE, distances, near_pairs, near_pairs_within, perceptual_hash
 
 
 def picture(seed: int, *, size: tuple[int, int] = (160, 120)) -> np.ndarray:
@@ -94,6 +95,29 @@ def test_no_pair_is_missed_and_none_is_wrong(centres: list[int], flips: list[tup
             [i, j] for i, j in itertools.product(range(len(queries)), range(len(base))) if bits(queries[i], base[j]) <= max_distance
         ]
         assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("max_distance", [1, 3, 6])
+def test_many_more_hashes_need_little_more_work_each(max_distance: int) -> None:
+    """Comparing all pairs takes 300 times as long for each of 3e8 hashes as for each of 1e6."""
+
+    def work(count: int) -> float:
+        num_blocks = module._num_blocks(count, count, max_distance=max_distance)
+        return module._cost(num_blocks, num_queries=count, num_others=count, max_distance=max_distance) / count
+
+    assert work(300_000_000) < 6 * work(1_000_000)
+
+
+def test_a_search_in_many_blocks_finds_what_all_pairs_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    centres = random.integers(0, 2**64 - 1, 20, dtype=np.uint64)
+    flips = np.bitwise_or.reduce(np.uint64(1) << random.integers(0, 64, (400, 5), dtype=np.uint64), axis=1)
+    values = np.unique(centres[random.integers(0, 20, 400)] ^ flips)
+    expected = [[i, j] for i, j in itertools.combinations(range(len(values)), 2) if bits(int(values[i]), int(values[j])) <= 6]
+    assert len(expected) > 50
+    for num_blocks in (7, 9, 11):
+        monkeypatch.setattr(module, "_num_blocks", lambda *_, count=num_blocks, **__: count)
+        assert near_pairs_within(values, max_distance=6).tolist() == expected
 
 
 def test_chunks_of_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
