@@ -115,10 +115,10 @@ def test_one_split_is_the_output_itself(tmp_path: Path) -> None:
 def write_bad_images(folder: Path) -> dict[str, str]:
     """An image folder's worth of trouble; the reason of each by its path."""
     bad = {
-        "ant/bomb.png": (png_of_size(60_000, 60_000), "exceeds limit"),
+        "ant/bomb.png": (png_of_size(60_000, 60_000), "more pixels than the limit"),
         "ant/cut.jpg": (image_bytes(0, size=(90, 70))[:-900], "truncated"),
         "ant/empty.jpg": (b"", "the file is empty"),
-        "ant/huge header.jpg": (jpeg_of_size(30_000, 30_000), "exceeds limit"),
+        "ant/huge header.jpg": (jpeg_of_size(30_000, 30_000), "more pixels than the limit"),
         "ant/text.jpg": (b"no image", "not a JPEG, PNG or WebP image"),
         "ant/gif inside.png": (image_bytes(0, file_format="GIF"), "not a JPEG, PNG or WebP image"),
     }
