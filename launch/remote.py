@@ -29,9 +29,10 @@ class ClusterProcess:
     def __init__(self) -> None:
         answers, descriptor = os.pipe()
         try:
+            # -P: what is called vitscale in the working folder, such as a clone, is not taken for this package.
             # A session of its own: Ctrl-C is for the command, which passes it on as a request.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.cluster_process", str(descriptor)],
+                [sys.executable, "-P", "-m", f"{__package__}.cluster_process", str(descriptor)],
                 stdin=subprocess.PIPE,
                 pass_fds=(descriptor,),
                 start_new_session=True,

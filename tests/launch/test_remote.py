@@ -40,8 +40,8 @@ class Cast:
         self.scripts: list[list[str]] = []
 
     def __call__(self, command: list[str], **settings: Any) -> Any:
-        assert command[1:3] == ["-m", "vitscale_launch.cluster_process"]
-        return POPEN([sys.executable, "-c", ANSWERS, command[3], *self.scripts.pop(0)], **settings)
+        assert command[1:4] == ["-P", "-m", "vitscale_launch.cluster_process"]
+        return POPEN([sys.executable, "-c", ANSWERS, command[4], *self.scripts.pop(0)], **settings)
 
 
 POPEN = remote.subprocess.Popen
