@@ -2,9 +2,10 @@
 
 import pytest
 
+from vitscale.models import BlockShape, ViTConfig
 from vitscale.plan.memory import ModelSize, estimate_memory
 
-B16 = ModelSize(num_parameters=86_567_656, depth=12, width=768, mlp_width=3072, num_tokens=197)
+B16 = ModelSize(num_parameters=86_567_656, blocks=ViTConfig(variant="B/16", image_size=224).shape.blocks)
 
 
 def estimate(size: ModelSize = B16, **changes: object):  # type: ignore[no-untyped-def]
@@ -65,8 +66,20 @@ def test_more_costs_more(less: dict[str, object], more: dict[str, object]) -> No
 
 def test_full_recompute_keeps_one_tensor_per_block() -> None:
     kept = estimate(recompute="full").activations
-    per_tensor = 2 * 32 * B16.num_tokens * B16.width
-    assert kept == pytest.approx(per_tensor * (B16.depth + (8 + 2 * 4) + 3))
+    per_tensor = 2 * 32 * 197 * 768
+    assert kept == pytest.approx(per_tensor * (12 + (8 + 2 * 4) + 3))
+
+
+def test_blocks_of_several_sizes_are_added_up() -> None:
+    wide = BlockShape(width=64, mlp_width=256, num_tokens=4, attended_tokens=4)
+    long = BlockShape(width=32, mlp_width=128, num_tokens=16, attended_tokens=4)
+    size = ModelSize(num_parameters=1000, blocks=(long, wide))
+    # fp32, one image: 16 tensors of a block kept whole, 1 of one recomputed, 3 outside of the blocks.
+    assert estimate(size, precision="fp32", micro_batch=1).activations == 4 * (16 * (16 * 32 + 4 * 64) + 3 * 16 * 32)
+    recomputed = estimate(size, precision="fp32", micro_batch=1, recompute="full", recompute_every=2).activations
+    assert recomputed == 4 * (16 * 32 + 16 * 4 * 64 + 16 * 16 * 32 + 3 * 16 * 32)
+    stage_3 = estimate(size, precision="fp32", zero_stage=3, world_size=1000)
+    assert stage_3.weights == 4 * (1 + 2 * 64 * (4 * 64 + 2 * 256))
 
 
 @pytest.mark.parametrize(("zero_stage", "on_device"), [(1, 4), (2, 2)])

@@ -1,6 +1,6 @@
 """Backbones and the table of their configurations: a new model is one file and one line here."""
 
-from vitscale.models.base import Backbone, BlockRunner, Features
+from vitscale.models.base import Backbone, BackboneShape, BlockRunner, BlockShape, Features
 from vitscale.models.vit import ViT, ViTConfig, ViTShape
 
 MODELS: dict[str, type[ViTConfig]] = {config.model_fields["kind"].default: config for config in (ViTConfig,)}
@@ -9,4 +9,4 @@ MODELS: dict[str, type[ViTConfig]] = {config.model_fields["kind"].default: confi
 # With a second kind: Annotated[ViTConfig | OtherConfig, Field(discriminator="kind")]; pydantic refuses one on a single member.
 ModelConfig = ViTConfig
 
-__all__ = ["MODELS", "Backbone", "BlockRunner", "Features", "ModelConfig", "ViT", "ViTConfig", "ViTShape"]
+__all__ = ["MODELS", "Backbone", "BackboneShape", "BlockRunner", "BlockShape", "Features", "ModelConfig", "ViT", "ViTConfig", "ViTShape"]

@@ -1,16 +1,88 @@
-"""What every backbone offers to objectives, the engine and evaluators."""
+"""What every backbone offers to objectives, the planner, the engine and evaluators."""
 
 # B batch, C channels, H height, W width, N tokens, D model width
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 BlockRunner = Callable[[int, nn.Module, Tensor], Tensor]
 """Runs block number i on its input. The engine puts its own in place to recompute activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """The sizes of one transformer block that its parameters, FLOPs and memory depend on; counts of tokens are per image."""
+
+    width: int
+    mlp_width: int
+    num_tokens: int
+    """Tokens that pass through the block."""
+    attended_tokens: int
+    """Tokens that each token attends to: all of them, or those of its window."""
+    padding_tokens: int = 0
+    """Further tokens that only the attention sees, to fill its windows."""
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of the block's matrices."""
+        return self.width * (4 * self.width + 2 * self.mlp_width)
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the forward pass of one image."""
+        in_attention = self.num_tokens + self.padding_tokens
+        projections = 2 * in_attention * 4 * self.width**2
+        attention = 4 * in_attention * self.attended_tokens * self.width
+        return projections + attention + 4 * self.num_tokens * self.width * self.mlp_width
+
+
+class BackboneShape(Protocol):
+    """The sizes of a backbone, which its configuration knows before anything is built. Lengths are in pixels."""
+
+    @property
+    def width(self) -> int:
+        """Width of the pooled features."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square image that the other sizes hold for."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """What the side of every image is a multiple of."""
+        ...
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the image."""
+        ...
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        ...
+
+    @property
+    def class_token(self) -> bool:
+        """Whether a class token goes before the patches."""
+        ...
+
+    @property
+    def blocks(self) -> tuple[BlockShape, ...]:
+        """Every block in the order in which they run; in a hierarchical model they differ."""
+        ...
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the backbone's forward pass of one image."""
+        ...
 
 
 class Features(NamedTuple):

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from vitscale.config import Config
-from vitscale.models.base import Backbone, BlockRunner, Features, run_block
+from vitscale.models.base import Backbone, BlockRunner, BlockShape, Features, run_block
 from vitscale.models.variants import parse_variant
 from vitscale.nn.attention import Attention
 from vitscale.nn.init import set_init, zeros
@@ -48,6 +48,18 @@ class ViTShape:
     def num_tokens(self) -> int:
         """Patches and the class token, where there is one."""
         return self.grid**2 + int(self.class_token)
+
+    @property
+    def blocks(self) -> tuple[BlockShape, ...]:
+        """Every block; they are all alike."""
+        tokens = self.num_tokens
+        return self.depth * (BlockShape(width=self.width, mlp_width=self.mlp_width, num_tokens=tokens, attended_tokens=tokens),)
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the forward pass of one image, without a head."""
+        patch_embed = 2 * self.grid**2 * self.num_channels * self.patch_size**2 * self.width
+        return sum(block.forward_flops for block in self.blocks) + patch_embed
 
 
 class ViTConfig(Config):

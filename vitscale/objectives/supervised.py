@@ -14,7 +14,7 @@ from vitscale.config import Config
 from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.labels import ClassLabels, LabelsConfig
 from vitscale.data.types import Batch, InputSpec, SampleTransform
-from vitscale.models import Backbone, ViTShape
+from vitscale.models import Backbone, BackboneShape
 from vitscale.models.flops import step_flops
 from vitscale.nn.head import ClassificationHead
 from vitscale.objectives.base import Objective, StepOutput
@@ -92,7 +92,7 @@ class SupervisedConfig(Config):
             return self.head_bias_init
         return 0.0 if self.loss == "softmax" else -math.log(self.num_classes)
 
-    def step_flops(self, shape: ViTShape) -> int:
+    def step_flops(self, shape: BackboneShape) -> int:
         """Model FLOPs of forward and backward of one image, head included."""
         return step_flops(shape, num_classes=self.num_classes, pre_logits_width=self.pre_logits)
 

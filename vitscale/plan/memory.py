@@ -6,19 +6,17 @@ autograd keeps for a pre-norm block with fused attention for the activations.
 
 from dataclasses import dataclass
 
+from vitscale.models import BlockShape
 from vitscale.plan.cluster import Device
 from vitscale.run_config import Precision, RecomputeMode
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """What memory depends on. `num_tokens` counts patches and class token; `num_parameters` the whole objective."""
+    """What memory depends on: the parameters of the whole objective, and its blocks in the order in which they run."""
 
     num_parameters: int
-    depth: int
-    width: int
-    mlp_width: int
-    num_tokens: int
+    blocks: tuple[BlockShape, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def estimate_memory(
     item_bytes = 4 if precision == "fp32" else 2
     whole, shard = size.num_parameters, -(-size.num_parameters // world_size)
     # Stage 3 keeps its own shard and, while a block runs, that block and the prefetched next one.
-    block_parameters = size.width * (4 * size.width + 2 * size.mlp_width)
+    block_parameters = max(block.num_weights for block in size.blocks)
     weights = item_bytes * (shard + 2 * block_parameters if zero_stage == 3 else whole)
     gradients = item_bytes * (shard if zero_stage >= 2 else whole)
     # Stage 0 in fp32 steps the weights themselves: two moments. Otherwise a separate fp32 master comes on top.
@@ -79,12 +77,18 @@ def save_copy_bytes(size: ModelSize, *, world_size: int, ema: bool) -> int:
 
 
 def _activation_elements(size: ModelSize, *, recompute: RecomputeMode, every: int) -> int:
-    """Elements kept for backward per image, in units of N x D: per block 8 + 2 r kept whole (r = MLP ratio), 6 + r when
-    only matrix products are kept, 1 when only the block's input is; one block is live at a time in either case."""
-    ratio = size.mlp_width / size.width
-    whole = 8 + 2 * ratio
-    kept = {"none": whole, "selective": 6 + ratio, "full": 1.0}[recompute]
-    num_recomputed = 0 if recompute == "none" else -(-size.depth // every)
-    units = num_recomputed * kept + (size.depth - num_recomputed) * whole + (whole if num_recomputed else 0)
-    embedding_and_norms = 3
-    return round((units + embedding_and_norms) * size.num_tokens * size.width)
+    """Elements kept for backward per image: those of every block, of the one that is live while it is recomputed, and of
+    the embedding and the norms outside of the blocks."""
+    total = sum(_block_elements(block, "none" if index % every else recompute) for index, block in enumerate(size.blocks))
+    if recompute != "none":
+        total += max(_block_elements(block, "none") for block in size.blocks[::every])
+    embedding_and_norms = 3 * max(block.num_tokens * block.width for block in size.blocks)
+    return round(total + embedding_and_norms)
+
+
+def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
+    """In units of N x D: 8 + 2 r kept whole (r = MLP ratio), 6 + r when only matrix products are kept, 1 when only the
+    block's input is."""
+    ratio = block.mlp_width / block.width
+    units = {"none": 8 + 2 * ratio, "selective": 6 + ratio, "full": 1.0}[recompute]
+    return units * block.num_tokens * block.width

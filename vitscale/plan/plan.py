@@ -115,14 +115,7 @@ def model_size(config: RunConfig) -> ModelSize:
     """Count the objective's parameters on the meta device, where it costs no memory."""
     with torch.device("meta"):
         objective = config.objective.build(config.model.build())
-    shape = config.model.shape
-    return ModelSize(
-        num_parameters=sum(parameter.numel() for parameter in objective.parameters()),
-        depth=shape.depth,
-        width=shape.width,
-        mlp_width=shape.mlp_width,
-        num_tokens=shape.num_tokens,
-    )
+    return ModelSize(num_parameters=sum(parameter.numel() for parameter in objective.parameters()), blocks=config.model.shape.blocks)
 
 
 def _rank_batch(config: RunConfig, cluster: Cluster) -> int:

@@ -13,7 +13,7 @@ from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import decode, parse_yaml
 from vitscale.dist.agreement import jointly, on_main
-from vitscale.models import ViTShape
+from vitscale.models import BackboneShape
 from vitscale.nn.init import initial_value
 from vitscale.nn.resample import Grid
 from vitscale.objectives.base import Objective
@@ -79,7 +79,7 @@ def _transferred(config: RunConfig, init_from: InitFromConfig, *, path: Path, ob
     return InitialWeights(value=value, table=f"starting from {path}:\n{format_table(plan)}")
 
 
-def _token_layout(shape: ViTShape) -> TokenLayout:
+def _token_layout(shape: BackboneShape) -> TokenLayout:
     return TokenLayout(
         grid=Grid(shape.grid, shape.grid),
         patch_size=shape.patch_size,
