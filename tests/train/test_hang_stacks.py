@@ -93,9 +93,12 @@ def test_without_any_answer_the_dump_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_condition_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hang_stacks, "_MIN_WATCHED_SECONDS", 0.3)
     with victim("sleeps") as asleep, victim("loops") as busy:
-        for silent_seconds in (1.0, 1.5):
-            conditions = [found.rank.condition(silent_seconds=silent_seconds) for found in (asleep, busy)]
-            time.sleep(0.5)
+        for found in (asleep, busy):
+            found.rank.condition(silent_seconds=1.0)
+        used = busy.rank._cpu_seconds()
+        while busy.rank._cpu_seconds() < used + 0.1:  # however little of the machine it gets
+            time.sleep(0.02)
+        conditions = [found.rank.condition(silent_seconds=1.5) for found in (asleep, busy)]
         assert [condition.idle for condition in conditions] == [True, False]
         assert not any(condition.stopped or condition.traced for condition in conditions)
         asleep.rank.has_shown_life()
