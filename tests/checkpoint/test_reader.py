@@ -128,3 +128,13 @@ def test_what_rank_0_finds_damaged_fails_on_all(tmp_path: Path) -> None:
     (path / "rank-00001.safetensors").write_bytes(b"")
     results = SimulatedRanks(3).run(lambda _: open_on_all_ranks(path))
     assert [type(result) for result in results] == [CheckpointError] * 3
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.yaml"])
+def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path, name: str) -> None:
+    """As where a run directory on one machine's own disk is gone on with on two."""
+    path = save_as(make_tensors(seed=1), folder=tmp_path, step=1)
+    reader = CheckpointReader(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{path / name}: No such file or directory"):
+        _ = reader.state if name == "state.json" else reader.config_text

@@ -1,8 +1,11 @@
 """Restoring: the same bits at any world size and ZeRO stage, or a refusal before anything is touched."""
 
+import _thread
+import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +164,24 @@ def test_a_file_that_ends_too_early_after_all_fails_the_restore_on_all(tmp_path:
     results = SimulatedRanks(2).run(lambda rank: restore_checkpoint(readers[rank], store=stores[rank]))
     assert all(isinstance(result, CheckpointError) for result in results), results
     assert {str(result).partition(" ends within ")[0] for result in results} == {f"{path / 'rank-00001.safetensors'}:"}
+
+
+@pytest.mark.parametrize("error", [CheckpointError, KeyboardInterrupt])
+def test_a_restore_that_fails_or_is_interrupted_reads_no_further(tmp_path: Path, error: type[BaseException]) -> None:
+    tensors = make_tensors(seed=1, shapes={"a": (400,)})
+    path, num_reads = save_as(tensors, folder=tmp_path, step=1), itertools.count(1)
+
+    def read(_reader: CheckpointReader, _into: torch.Tensor, **_where: Any) -> None:
+        if next(num_reads) == 5:
+            if error is CheckpointError:
+                raise CheckpointError("the disk is gone")
+            _thread.interrupt_main()
+        time.sleep(0.002)
+
+    store = FakeStore(tensors, rank=0, world_size=1, zero_stage=1)
+    with mock.patch.object(CheckpointReader, "read_into", read), mock.patch.object(restore, "CHUNK_ELEMENTS", 1), pytest.raises(error):
+        restore_checkpoint(CheckpointReader(path), store=store)
+    assert next(num_reads) < 800, "of 1600"
 
 
 def test_values_are_written_into_live_memory(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitscale.checkpoint.durable import disk_errors
 from vitscale.checkpoint.fragment_file import OpenFiles, Piece, read_pieces, read_range
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.layout import CONFIG, STATE
@@ -55,14 +56,15 @@ class CheckpointReader:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """The host state saved along (step, data cursor, random state), as plain JSON."""
-        state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        """The host state saved along (step, data cursor, random state), as plain JSON. Raises `CheckpointError` where it cannot be
+        read."""
+        state: dict[str, Any] = json.loads(self._text(STATE))
         return state
 
     @cached_property
     def config_text(self) -> str:
-        """The resolved configuration of the run that wrote it, as YAML."""
-        return (self.path / CONFIG).read_text(encoding="utf-8")
+        """The resolved configuration of the run that wrote it, as YAML. Raises as `state` does."""
+        return self._text(CONFIG)
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -97,6 +99,10 @@ class CheckpointReader:
     def read_full(self, name: str, *, kind: Kind = "weight") -> Tensor:
         """The whole tensor in its shape, fp32 on the CPU."""
         return self.read(name, kind=kind).view(self._find(name, kind).shape)
+
+    def _text(self, name: str) -> str:
+        with disk_errors():
+            return (self.path / name).read_text(encoding="utf-8")
 
     def _find(self, name: str, kind: Kind) -> StoredTensor:
         tensor = self._tensors.get((name, kind))

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Generic, Literal, Self, TypeVar
 
@@ -98,8 +98,12 @@ def _shortened(items: Sequence[str]) -> str:
 def _fill(store: ShardStore, *, reader: CheckpointReader, sources: dict[Kind, Kind], show_life: Callable[[], None]) -> None:
     parts = _Shared(_parts(store.held(), show_life=show_life))
     with disk_errors(), ThreadPoolExecutor(_READING_THREADS) as pool:
-        for filled in [pool.submit(_fill_parts, parts, reader=reader, sources=sources) for _ in range(_READING_THREADS)]:
-            filled.result()
+        readers = [pool.submit(_fill_parts, parts, reader=reader, sources=sources) for _ in range(_READING_THREADS)]
+        try:
+            for done in as_completed(readers):
+                done.result()
+        finally:
+            parts.end()  # of a reader that failed, or of a Ctrl-C, the others would hear nothing
 
 
 def _fill_parts(parts: Iterable[Fragment], *, reader: CheckpointReader, sources: dict[Kind, Kind]) -> None:
@@ -136,3 +140,8 @@ class _Shared(Generic[T]):
     def __next__(self) -> T:
         with self._lock:
             return next(self._items)
+
+    def end(self) -> None:
+        """There is nothing more to take."""
+        with self._lock:
+            self._items = iter(())
