@@ -72,9 +72,14 @@ class ChaosPlan:
                 made += 1
 
 
-def check_plan(plan: ChaosPlan, *, run_dir: Path, is_local: bool, may_fill_disk: bool) -> None:
+def check_plan(plan: ChaosPlan, *, run_dir: Path, is_watched: bool, is_local: bool, may_fill_disk: bool) -> None:
     """Raise `UsageError` for what cannot be done, or would disturb others. Where the run is not on this machine (`is_local`), what
     the others allow is seen when it is tried."""
+    if not is_watched:
+        raise UsageError(
+            "watch.hang_seconds: null leaves the ranks without watchdogs, which tell a rehearsal whether they train and in which processes;"
+            " leave it at auto, or give seconds"
+        )
     if not plan.kinds:
         raise UsageError(f"--fault: say which, one or more of {', '.join(FaultKind)}")
     if plan.rank is not None and plan.rank >= plan.num_workers:

@@ -172,7 +172,8 @@ def chaos(
             factor=factor,
             interface=interface,
         )
-        check_plan(plan, run_dir=run_config.run_dir, is_local=address is None, may_fill_disk=yes)
+        is_watched = run_config.watch.hang_seconds is not None
+        check_plan(plan, run_dir=run_config.run_dir, is_watched=is_watched, is_local=address is None, may_fill_disk=yes)
         if run_values["dry_run"]:
             sys.stdout.write(shown + describe_faults(plan))
             return

@@ -54,7 +54,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(chaos_plan, "why_not", lambda _: "not this one")
     plan = ChaosPlan(**{"kinds": KINDS, "every_seconds": 1.0, "num_workers": 4} | values)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=message):
-        check_plan(plan, run_dir=tmp_path / "not" / "there", is_local=True, may_fill_disk=False)
+        check_plan(plan, run_dir=tmp_path / "not" / "there", is_watched=True, is_local=True, may_fill_disk=False)
 
 
 class Usage:
@@ -64,12 +64,17 @@ class Usage:
 
 def test_a_small_disk_or_a_yes_may_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = ChaosPlan(kinds=(FaultKind.DISK_FULL,), every_seconds=1.0, num_workers=1)
-    check_plan(plan, run_dir=tmp_path / "run", is_local=True, may_fill_disk=True)
+    check_plan(plan, run_dir=tmp_path / "run", is_watched=True, is_local=True, may_fill_disk=True)
     monkeypatch.setattr(chaos_plan.shutil, "disk_usage", lambda _: Usage(2**30))
-    check_plan(plan, run_dir=tmp_path / "run", is_local=True, may_fill_disk=False)
+    check_plan(plan, run_dir=tmp_path / "run", is_watched=True, is_local=True, may_fill_disk=False)
 
 
 def test_what_machines_of_a_cluster_allow_is_not_asked_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chaos_plan, "why_not", lambda _: "not here")
     plan = ChaosPlan(kinds=(FaultKind.NETWORK,), every_seconds=1.0, num_workers=1, interface="eth7")
-    check_plan(plan, run_dir=tmp_path, is_local=False, may_fill_disk=False)
+    check_plan(plan, run_dir=tmp_path, is_watched=True, is_local=False, may_fill_disk=False)
+
+
+def test_a_run_without_watchdogs_is_not_rehearsed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"watch\.hang_seconds: null leaves the ranks without watchdogs"):
+        check_plan(PLAN, run_dir=tmp_path, is_watched=False, is_local=True, may_fill_disk=False)
