@@ -61,8 +61,12 @@ def test_the_newest_value_of_every_figure(tmp_path: Path) -> None:
         {"step": 1, "samples": 8, "eval/a/top1": 0.5},
         {"step": 2, "samples": 16, "loss": 2.0},
     ]
-    directory.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = [json.dumps(record) for record in records]
+    directory.metrics.write_text("".join(f"{line}\n" for line in lines))
     assert directory.newest_values() == {"loss": 2.0, "eval/a/top1": 0.5}
+    for broken in (lines[0][:7] + lines[0], lines[0][7:], "7", "null", "\0\0"):
+        directory.metrics.write_text("".join(f"{line}\n" for line in [*lines[:2], broken, lines[2]]))
+        assert directory.newest_values() == {"loss": 2.0, "eval/a/top1": 0.5}, broken
 
 
 def test_evaluations_of_a_step_are_found_without_reading_what_is_before_it(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class AppendFile:
         self._warn = warn
         self._room = waiting_bytes
         self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
         self._num_written = 0  # bytes of the first waiting record
         self._num_dropped = 0
         self._is_failing = False
@@ -32,6 +33,7 @@ class AppendFile:
     def write(self, record: bytes, *, durably: bool = False) -> None:
         """Append a record; with `durably`, it survives a crash of the machine."""
         self._waiting.append(record)
+        self._waiting_bytes += len(record)
         try:
             self._flush(durably=durably or self._is_failing)
         except OSError as error:
@@ -64,7 +66,7 @@ class AppendFile:
             record = self._waiting[0]
             self._num_written += os.write(self._descriptor, record[self._num_written :])
             if self._num_written == len(record):
-                self._waiting.popleft()
+                self._waiting_bytes -= len(self._waiting.popleft())
                 self._num_written = 0
         if durably:
             os.fsync(self._descriptor)
@@ -86,7 +88,8 @@ class AppendFile:
                 " be; make room on that disk."
             )
         # Not the first one, of which a part may be in the file.
-        while len(self._waiting) > 1 and sum(map(len, self._waiting)) > self._room:
+        while len(self._waiting) > 1 and self._waiting_bytes > self._room:
+            self._waiting_bytes -= len(self._waiting[1])
             del self._waiting[1]
             self._num_dropped += 1
 

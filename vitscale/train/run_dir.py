@@ -73,11 +73,13 @@ class RunDirectory:
         return self.lost_samples / f"rank-{rank:05d}.jsonl"
 
     def newest_values(self) -> dict[str, float]:
-        """The newest value of every figure in metrics.jsonl."""
+        """The newest value of every figure in metrics.jsonl. A line that cannot be read, as writers on two machines that have not
+        heard of each other leave it, is passed over."""
         values: dict[str, float] = {}
         if self.metrics.exists():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                values |= json.loads(line)
+            for line in self.metrics.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError):
+                    values |= json.loads(line)
         return {key: value for key, value in values.items() if key not in ("step", "samples")}
 
     def evaluations_of(self, step: int) -> set[str]:
