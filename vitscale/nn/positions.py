@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitscale.nn.init import normal, set_init
 from vitscale.nn.resample import Grid
+from vitscale.nn.tables import TableCache
 
 Positions = Literal["learned", "sincos2d_mae", "sincos2d_big_vision"]
 """learned: a table that is trained. sincos2d_mae and sincos2d_big_vision: fixed tables that differ in their frequencies."""
@@ -32,8 +33,8 @@ def sincos_positions(kind: Positions, *, rows: int, columns: int, width: int, cl
     assert width % 4 == 0, f"width {width} does not hold two sines and two cosines per frequency"
     num_frequencies = width // 4
     span = num_frequencies if kind == "sincos2d_mae" else num_frequencies - 1
-    # A cached table must not be an inference tensor even when evaluation asks for it first; float64 keeps it exact to fp32.
-    with torch.inference_mode(False), torch.device("cpu"):
+    # float64 keeps it exact to fp32.
+    with torch.device("cpu"):
         frequencies_Q = _TEMPERATURE ** (-torch.arange(num_frequencies, dtype=torch.float64) / span)
         y_N, x_N = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         x_NQ = x_N.reshape(-1, 1) * frequencies_Q
@@ -45,22 +46,14 @@ def sincos_positions(kind: Positions, *, rows: int, columns: int, width: int, cl
 
 
 class FixedPositions:
-    """A sin-cos table kept on each device and in each type that asked for it.
-
-    No module and no buffer: it is not part of the state, and a model built on the meta device has nothing to fill in.
-    """
+    """A sin-cos table of every grid that is asked for."""
 
     def __init__(self, kind: Positions, *, width: int, class_token: bool) -> None:
-        self.kind = kind
-        self.width = width
-        self.class_token = class_token
-        self._tables: dict[tuple[Grid, torch.device, torch.dtype], Tensor] = {}
+        def table(grid: Grid) -> Tensor:
+            return sincos_positions(kind, rows=grid.rows, columns=grid.columns, width=width, class_token=class_token)
+
+        self._tables = TableCache(table)
 
     def like(self, x: Tensor, *, grid: Grid) -> Tensor:
         """The table (1, N, D) of a grid on the device and in the type of `x`."""
-        key = (grid, x.device, x.dtype)
-        if key not in self._tables:
-            table = sincos_positions(self.kind, rows=grid.rows, columns=grid.columns, width=self.width, class_token=self.class_token)
-            with torch.inference_mode(False):
-                self._tables[key] = table.to(device=x.device, dtype=x.dtype)
-        return self._tables[key]
+        return self._tables.like(x, grid)
