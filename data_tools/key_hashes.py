@@ -36,8 +36,8 @@ class DuplicateKey:
 
 
 def key_hash(key: str) -> int:
-    """64 bits of a key, equal on every machine."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    """64 bits of a key, equal on every machine. A foreign key need not be Unicode: bytes that are not stand in it as surrogates."""
+    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Duplicate keys over shards against a plain count, also when hashes collide and however the hashes' range is sliced."""
 
+import hashlib
 import resource
 from collections import Counter
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_keys_are_read_only_where_hashes_agree() -> None:
 
 def test_the_hash_is_the_same_for_ever() -> None:
     assert key_hash("a/ü") == 13058400916923876079
+    assert key_hash("a/\udcff") == int.from_bytes(hashlib.blake2b(b"a/\xff", digest_size=8).digest(), "little")
 
 
 def test_the_first_are_named_and_all_are_counted() -> None:

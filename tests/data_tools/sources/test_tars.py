@@ -3,7 +3,7 @@
 import io
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -159,6 +159,16 @@ def test_a_key_that_cannot_name_a_member_is_listed(tmp_path: Path) -> None:
     (packed,) = pack(request).datasets
     assert (packed.manifest.num_samples, packed.num_skipped) == (1, 3)
     assert "../up\tits key '../up' cannot name a member" in (packed.path / "skipped.txt").read_text()
+
+
+@pytest.mark.parametrize("order", ["shuffled", "source"])
+def test_a_key_that_is_not_unicode_is_listed_in_either_order(tmp_path: Path, order: Literal["shuffled", "source"]) -> None:
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in" / "a.tar", [*sample("fine"), *sample("b\udcff")])
+    request = PackRequest(source="tars", input=tmp_path / "in", output=tmp_path / "out", unusable="skip", order=order)
+    (packed,) = pack(request).datasets
+    assert (packed.manifest.num_samples, packed.num_skipped) == (1, 1)
+    assert r"b\udcff" in (packed.path / "skipped.txt").read_text()
 
 
 def test_packing_anew_keeps_keys_and_names_of_classes(tmp_path: Path) -> None:
