@@ -20,12 +20,13 @@ def require_listener(address: str | None) -> None:
     if address is None:
         return
     host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdigit():
+    if "/" in address or not host or not port.isdecimal():
         return  # a name that only Ray can resolve
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can be called that, such as one with two dots in a row
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--address {address}: nobody listens there ({error.strerror or error}). Start a Ray cluster with `ray start --head`, mind its"
-            " port (6379 unless --port says otherwise), or leave out --address and RAY_ADDRESS for a cluster on this machine."
+            f"--address {address}: nobody listens there ({reason}). Start a Ray cluster with `ray start --head`, mind its port"
+            " (6379 unless --port says otherwise), or leave out --address and RAY_ADDRESS for a cluster on this machine."
         ) from None

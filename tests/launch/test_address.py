@@ -1,5 +1,6 @@
 """Which cluster is meant, and that one which is not there is told at once."""
 
+import re
 import socket
 import time
 
@@ -18,7 +19,7 @@ def test_the_address_given_comes_before_the_environment() -> None:
     assert ray_address(None, {"RAY_ADDRESS": "local"}) is None
 
 
-@pytest.mark.parametrize("address", [None, "auto", "ray://head:10001", "head", "10.0.0.1"])
+@pytest.mark.parametrize("address", [None, "auto", "ray://head:10001", "head", "10.0.0.1", "head:²"])
 def test_only_a_plain_address_can_be_tried_beforehand(address: str | None) -> None:
     require_listener(address)
 
@@ -34,6 +35,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(host: str) -> None:
     assert time.monotonic() - begin < 10.0
 
 
-def test_a_host_without_an_address_is_told() -> None:
-    with pytest.raises(UsageError, match=r"--address nosuch\.invalid:6379: nobody listens there"):
-        require_listener("nosuch.invalid:6379")
+@pytest.mark.parametrize("host", ["nosuch.invalid", "10.0.0..1", ".", "h" * 64])
+def test_a_host_without_an_address_is_told(host: str) -> None:
+    with pytest.raises(UsageError, match=rf"--address {re.escape(host)}:6379: nobody listens there"):
+        require_listener(f"{host}:6379")
