@@ -99,6 +99,8 @@ class Faults:
         state = read_state(self.run_dir, rank)
         if state is None:
             raise FaultNotDone(f"rank {rank} has shown no sign of life")
+        if state.closed:  # its process may be gone by now, and the number be another one's
+            raise FaultNotDone(f"rank {rank} has ended")
         return state
 
     def _signal(self, number: signal.Signals, *, state: RankState) -> None:

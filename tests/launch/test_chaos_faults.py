@@ -34,9 +34,9 @@ def do(run_dir: Path, kind: FaultKind, *, plan: ChaosPlan = PLAN) -> Injection:
     return injection
 
 
-def publish(run_dir: Path, pid: int, *, host: str = os.uname().nodename) -> None:
+def publish(run_dir: Path, pid: int, *, host: str = os.uname().nodename, closed: bool = False) -> None:
     (run_dir / "heartbeats").mkdir(exist_ok=True)
-    state = RankState(attempt="a", rank=1, host=host, pid=pid)
+    state = RankState(attempt="a", rank=1, host=host, pid=pid, closed=closed)
     (run_dir / "heartbeats" / "rank-00001.json").write_text(json.dumps(asdict(state)).ljust(1023) + "\n")
 
 
@@ -65,6 +65,19 @@ def test_a_rank_without_a_sign_of_life_or_a_process_is_told(tmp_path: Path) -> N
     publish(tmp_path, 2**22 + 1)
     with pytest.raises(FaultNotDone, match="cannot be signalled: No such process"):
         do(tmp_path, FaultKind.KILL)
+
+
+def test_a_rank_that_has_ended_is_left_alone(tmp_path: Path) -> None:
+    """Joining a cluster takes seconds, in which a run may end and its process become another one."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        try:
+            publish(tmp_path, process.pid, closed=True)
+            with pytest.raises(FaultNotDone, match="rank 1 has ended"):
+                do(tmp_path, FaultKind.KILL)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+        finally:
+            process.kill()
 
 
 class Machines:
