@@ -197,7 +197,8 @@ class Watch:
         states = self._board.answering | {state.rank: state}
         blame = find_culprits(states, lost=self._board.lost)
         running = [rank for rank, other in states.items() if not other.closed]
-        for rank in ranks_to_tell_of(state.rank, blame=blame, answering=running):
+        to_tell = ranks_to_tell_of(state.rank, blame=blame, answering=running)
+        for rank in to_tell:
             if rank in states or not blame.certain:
                 message = hang_message(states[rank], states=states, blame=blame)
             else:
@@ -206,8 +207,9 @@ class Watch:
             _say(message)
             if not blame.certain:
                 break
-        if state.rank not in blame.ranks:
-            time.sleep(_VICTIM_SECONDS)  # so that the launcher sees the culprit's end first
+        if state.rank not in blame.ranks or not to_tell:
+            # So that the launcher sees the culprit's end first, and ends no watchdog that is about to tell of it.
+            time.sleep(_VICTIM_SECONDS)
         return True
 
     def _write_stacks(self) -> str:
