@@ -58,6 +58,18 @@ def test_what_is_recorded_is_on_disk_before_it_is_shared(tmp_path: Path) -> None
     assert names(losses.save(2)) == [(0, 3), (0, 4), (0, 7), (1, 7)]
 
 
+def test_saves_of_whose_end_a_rank_hears_nothing_leave_nothing_behind(tmp_path: Path) -> None:
+    losses = ledger(tmp_path)
+    for step in range(1, 5):
+        losses.save(step)
+        losses.merge([asdict(lost(step))])
+    assert len(losses._offered) == 2
+    losses.save_ended(3, is_committed=True)
+    losses.save_ended(4, is_committed=True)
+    losses.forget_unsaved()
+    assert names(read_ledger(tmp_path)) == [(0, 1), (0, 2), (0, 3)], "4 was lost after the save of step 4"
+
+
 def test_what_an_earlier_attempt_wrote_is_counted_and_told_when_it_is_lost_again_as_it_was_written(tmp_path: Path) -> None:
     ledger(tmp_path).record([lost(5, replaced_by=8)])
     losses = ledger(tmp_path, written=first_of_each(LostSample(**entry) for entry in read_ledger(tmp_path)))

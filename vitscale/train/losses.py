@@ -95,7 +95,8 @@ class LossLedger:
 
     def save(self, step: int) -> list[dict[str, Any]]:
         """The losses up to the checkpoint of `step`, which is about to be written, for it to keep. Plain JSON."""
-        self._offered[step] = dict(self._known)
+        # Ranks that do not commit may hear nothing of a save's end; but that of the one before the newest is the last to be open.
+        self._offered = dict([*self._offered.items()][-1:]) | {step: dict(self._known)}
         return [asdict(self._known[name]) for name in sorted(self._known)]
 
     def save_ended(self, step: int, *, is_committed: bool) -> None:
