@@ -107,6 +107,23 @@ def test_a_new_file_begins_with_a_whole_record(tmp_path: Path) -> None:
     assert path.read_bytes() == b"12345\n67890\n"
 
 
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_record_begins_anew_behind_what_somebody_else_has_appended(tmp_path: Path, room: int) -> None:
+    """As the watchdog does to events.jsonl."""
+    path = tmp_path / "log"
+    file = AppendFile(path, warn=lambda _: None)
+    file.write(b"first\n")
+    with largest_file(6 + room):
+        file.write(b"12345\n")
+    with path.open("ab") as other:
+        other.write(b"other\n")
+    with largest_file(6 + room + 6 + 2):
+        file.write(b"67890\n")
+    file.write(b"last\n")
+    file.close()
+    assert path.read_bytes() == b"first\n" + b"123"[:room] + b"other\n12345\n67890\nlast\n"
+
+
 def test_a_disk_that_fails_to_sync_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     file = AppendFile(tmp_path / "log", warn=warnings.append)

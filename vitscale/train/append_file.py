@@ -28,7 +28,7 @@ class AppendFile:
         self._num_dropped = 0
         self._is_failing = False
         self._descriptor = self._open()
-        self._identity = _identity(self._descriptor)
+        self._place = _place(self._descriptor)
 
     def write(self, record: bytes, *, durably: bool = False) -> None:
         """Append a record; with `durably`, it survives a crash of the machine."""
@@ -68,17 +68,20 @@ class AppendFile:
             if self._num_written == len(record):
                 self._waiting_bytes -= len(self._waiting.popleft())
                 self._num_written = 0
+            else:
+                self._place = _place(self._descriptor)
         if durably:
             os.fsync(self._descriptor)
 
     def _reopen(self) -> None:
-        """A file server that was restarted may know the file by its name only."""
+        """A file server that was restarted may know the file by its name only. In another file, and behind what somebody else has
+        appended, a record begins anew."""
         descriptor = self._open()
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
         self._descriptor = descriptor
-        if _identity(descriptor) != self._identity:
-            self._identity, self._num_written = _identity(descriptor), 0
+        if _place(descriptor) != self._place:
+            self._place, self._num_written = _place(descriptor), 0
 
     def _keep(self, error: OSError) -> None:
         if not self._is_failing:
@@ -100,7 +103,7 @@ class AppendFile:
             self._is_failing, self._num_dropped = False, 0
 
 
-def _identity(descriptor: int) -> tuple[int, int]:
-    """Equal for two descriptors of one file."""
+def _place(descriptor: int) -> tuple[int, int, int]:
+    """Which file it is, and where that ends."""
     status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_size
