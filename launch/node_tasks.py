@@ -32,9 +32,11 @@ def _do_there(host: str, do: Callable[..., str | None], *arguments: object) -> s
         return f"no machine of the Ray cluster calls itself {host}"
     there = NodeAffinitySchedulingStrategy(node_id=nodes[0], soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(do).options(scheduling_strategy=there)
+    pending = task.remote(*arguments)
     try:
-        answer: str | None = ray.get(task.remote(*arguments), timeout=_ANSWER_SECONDS)
+        answer: str | None = ray.get(pending, timeout=_ANSWER_SECONDS)
     except (ray.exceptions.RayError, TimeoutError) as error:
+        ray.cancel(pending)  # else it would be done after all, as soon as the machine has time for it
         return str(error).strip().splitlines()[-1]
     return answer
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vitscale_launch import node_tasks
 from vitscale_launch.link import why_not
@@ -17,7 +18,7 @@ HERE = os.uname().nodename
 
 def alive(*names: str) -> list[dict[str, object]]:
     gone = {"NodeID": "0", "Alive": False, "NodeManagerHostname": "a"}
-    return [gone, *({"NodeID": str(number), "Alive": True, "NodeManagerHostname": name} for number, name in enumerate(names, start=1))]
+    return [gone, *({"NodeID": f"{number:056x}", "Alive": True, "NodeManagerHostname": name} for number, name in enumerate(names, start=1))]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,28 @@ def test_a_cut_is_begun_only_where_it_is_possible(monkeypatch: pytest.MonkeyPatc
     assert begun == []
     assert node_tasks._cut("eth0", 5.0) is None
     assert begun == [("eth0", 1.0, 5.0)]
+
+
+def test_what_is_told_not_to_have_been_done_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Task:
+        def __call__(self, _: object) -> "Task":
+            return self
+
+        def options(self, *, scheduling_strategy: NodeAffinitySchedulingStrategy) -> "Task":
+            assert int(scheduling_strategy.node_id, 16) == 1
+            return self
+
+        def remote(self, *_: object) -> str:
+            return "pending"
+
+    def get(pending: str, *, timeout: float) -> None:
+        raise ray.exceptions.GetTimeoutError(f"{pending} for {timeout:.0f} seconds")
+
+    cancelled: list[str] = []
+    for name, stand_in in {"nodes": lambda: alive("a"), "remote": lambda **_: Task(), "get": get, "cancel": cancelled.append}.items():
+        monkeypatch.setattr(ray, name, stand_in)
+    assert send_signal(signal.SIGKILL, pid=1, host="a") == "pending for 20 seconds"
+    assert cancelled == ["pending"]
 
 
 @pytest.mark.ray
