@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from vitscale.train import watchdog_process
 from vitscale.train.hang_rules import RankState
 from vitscale.train.heartbeat import Heartbeat, anonymous_file
-from vitscale.train.watchdog_process import Aside, StateBoard, WatchTask
+from vitscale.train.watchdog_process import Aside, StateBoard, Watch, WatchTask
 
 SLIM = ("heartbeat", "hang_rules", "hang_stacks", "watchdog_process")
 
@@ -110,6 +111,35 @@ def test_files_that_fail_are_no_result_and_our_own_mistakes_are_errors() -> None
     assert Aside().run(cannot_write, seconds=5.0) is None
     with pytest.raises(ZeroDivisionError):
         Aside().run(mistake, seconds=5.0)
+
+
+@pytest.mark.parametrize("can_write", [True, False])
+def test_that_there_is_no_record_is_said_only_where_it_is_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], can_write: bool
+) -> None:
+    """On a busy machine a rank that waited for another has no time left for the moment by which it ends after that one."""
+    monkeypatch.setattr(watchdog_process, "_ALARM_SECONDS", 3.0)
+    monkeypatch.setattr(watchdog_process, "_VICTIM_SECONDS", 30.0)
+    heartbeat, stacks = Heartbeat(), anonymous_file("stacks")
+    heartbeat.beat("step", 3)
+    (tmp_path / "heartbeats").mkdir()
+    board(tmp_path / "heartbeats", 1, world_size=2).publish(replace(state(1), dumped=True))
+    with subprocess.Popen(["sleep", "60"]) as rank:
+        values = {"pid": rank.pid, "rank": 0, "world_size": 2, "attempt": "a", "run_dir": str(tmp_path), "control": 0}
+        descriptors = {"heartbeat": heartbeat.fileno(), "stacks": stacks.fileno()}
+        watch = Watch(WatchTask(**values, **descriptors, hang_seconds=1.0, start_seconds=1.0, py_spy=None))
+        watch._board.read()
+
+        def write_stacks() -> str:
+            if not can_write:
+                raise OSError(28, "No space left on device")
+            return "logs/stacks.txt"
+
+        monkeypatch.setattr(watch, "_write_stacks", write_stacks)
+        assert watch._alarm()
+    assert rank.returncode == -signal.SIGKILL
+    assert ("took no record of it" in capfd.readouterr().err) == (not can_write)
+    assert not (tmp_path / "events.jsonl").exists(), "rank 1 is behind, and tells of itself"
 
 
 def test_a_failure_of_the_watchdog_itself_lands_in_the_logs(tmp_path: Path) -> None:

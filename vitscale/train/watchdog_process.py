@@ -99,6 +99,7 @@ class Watch:
         self._aside = Aside()
         self._state = RankState(attempt=task.attempt, rank=task.rank, host=os.uname().nodename, pid=task.pid)
         self._condition = Condition()
+        self._has_told = False
         self._next_publication = self._next_reading = 0.0
 
     def run(self) -> None:
@@ -176,7 +177,7 @@ class Watch:
         finally:
             if is_over is not False:
                 self._process.send(signal.SIGKILL)
-        if is_over is None:
+        if is_over is None and not self._has_told:
             state = self._state
             message = hang_message(state, states={state.rank: state}, blame=Blame(ranks=(state.rank,), certain=True))
             _say(f"{message}. The run directory took no record of it")
@@ -207,6 +208,7 @@ class Watch:
             _say(message)
             if not blame.certain:
                 break
+        self._has_told = True
         if state.rank not in blame.ranks or not to_tell:
             # So that the launcher sees the culprit's end first, and ends no watchdog that is about to tell of it.
             time.sleep(_VICTIM_SECONDS)
