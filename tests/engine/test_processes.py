@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.engine.tiny import micro_batches, tiny_engine
-from tests.launcher import ROOT
+from tests.launcher import ROOT, run_ranks
 from vitscale.config import ConfigError
 from vitscale.dist.ranks import Ranks
 from vitscale.engine import processes
@@ -71,6 +72,11 @@ def test_ranks_on_one_node_share_its_cores(
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     processes.init_process_group("cpu")
     assert chosen == ([] if expected is None else [expected])
+
+
+@pytest.mark.dist
+def test_ranks_wait_for_what_one_of_them_does_for_all() -> None:
+    assert run_ranks(Path(__file__).with_name("ranks_patience.py")) == ["downloaded"] * 2
 
 
 @pytest.mark.dist

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -21,6 +22,8 @@ from vitscale.dist.ranks import Ranks, current_ranks
 
 _ACCELERATORS = {"cpu": CPU_Accelerator, "cuda": CUDA_Accelerator}
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+_PATIENCE = timedelta(days=1)
 
 _owned = False  # whether the process group is ours to destroy
 
@@ -47,6 +50,17 @@ def init_process_group(device: str) -> Ranks:
         atexit.register(_leave)
     _configure_deepspeed(device)
     return current_ranks()
+
+
+def wait_patiently() -> None:
+    """Let collectives of the process group take a day from now on. Every rank calls it once a watchdog looks after it.
+
+    torch ends the processes that wait for another one for 10 minutes over NCCL, for 30 over gloo. What one rank does for all may
+    take longer, as to download a large checkpoint; whether it is still at it, its signs of life tell better than the time.
+    """
+    group = dist.group.WORLD
+    assert group is not None, "there is no process group"
+    group.set_timeout(_PATIENCE)
 
 
 def shutdown() -> None:

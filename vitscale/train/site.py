@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.collectives import gather_json
 from vitscale.dist.ranks import Ranks
-from vitscale.engine.processes import init_process_group
+from vitscale.engine.processes import init_process_group, wait_patiently
 from vitscale.plan.cluster import Cluster, detect_cluster
 from vitscale.plan.plan import Plan, make_plan
 from vitscale.run_config import RunConfig
@@ -62,6 +62,7 @@ def enter_site(config: RunConfig, *, launch: Launch | None, stack: contextlib.Ex
     on_main(hold)
     jointly(lambda: _start_log(directory, rank=ranks.rank, stack=stack))
     watch = stack.enter_context(open_watch(config.watch, directory=directory, ranks=ranks, device=plan.device))
+    wait_patiently()
     lock, request_file = (locks[0], requests[0]) if ranks.is_main else (None, None)
     return Site(ranks=ranks, plan=plan, directory=directory, lock=lock, requests=request_file, watch=watch, launch=launch)
 
