@@ -76,7 +76,7 @@ class StageConfig(Config):
     """Where the stage ends, in samples from the start of the run; a batch belongs to the stage in which it begins."""
     image_size: int = Field(ge=1)
     """Side of the square input in pixels: a multiple of the patch size, at most model.image_size. Learned positions are
-    resampled to the smaller grid in every step, bicubic with antialiasing."""
+    resampled to the smaller grid in every step, as model.resampling says."""
 
 
 class RunConfig(Config):

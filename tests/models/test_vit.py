@@ -7,7 +7,7 @@ from tests.oracles import HuggingFaceOracle, TimmOracle, random_classifier
 from vitscale.config import ConfigError, decode
 from vitscale.models import ModelConfig, ViT, ViTConfig
 from vitscale.nn.init import initial_value, materialise
-from vitscale.nn.resample import Grid
+from vitscale.nn.resample import Grid, PositionMode, resample_positions
 
 SMALL = {"image_size": 24, "patch_size": 8, "num_channels": 2, "width": 32, "depth": 2, "mlp_width": 72, "num_heads": 4}
 
@@ -200,3 +200,14 @@ def test_wrong_sizes_are_all_named(values: dict, problems: list[str]) -> None:
     assert len(lines) == len(problems)
     for line, problem in zip(lines, problems, strict=True):
         assert line.startswith(problem)
+
+
+@pytest.mark.parametrize("mode", ["timm", "dinov2", "google"])
+def test_the_learned_table_is_resampled_by_the_models_mode(mode: PositionMode) -> None:
+    sizes = {"image_size": 16, "patch_size": 4, "num_channels": 1, "width": 8, "depth": 1, "num_heads": 2}
+    model = materialise(ViTConfig(**sizes, resampling=mode).build(), seed=0)
+    larger = materialise(ViTConfig(**sizes | {"image_size": 24}).build(), seed=0)
+    table = resample_positions(model.pos_embed, source=Grid(4, 4), target=Grid(6, 6), num_prefix=1, mode=mode)
+    larger.load_state_dict({**model.state_dict(), "pos_embed": table})
+    image = torch.randn(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(image).pooled_BD, larger(image).pooled_BD)

@@ -79,6 +79,7 @@ def test_the_metadata_say_what_the_tensors_do_not(tmp_path: Path) -> None:
     assert metadata["step"] == "2"
     model = json.loads(metadata["model"])
     assert (model["width"], model["mlp_width"], model["gelu"], model["image_mean"]) == (16, 64, "exact", [0.5])
+    assert model["resampling"] == "timm"
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Fine-tuning: what is loaded, resampled and replaced is what the table says, and a resume no longer needs the source."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, events, tiny_config
 from vitscale import api
+from vitscale.checkpoint.manifest import FileEntry, encode_manifest, read_manifest
 from vitscale.config import CheckpointError, ConfigError, StopRequested
 from vitscale.nn.init import initial_value
 from vitscale.nn.resample import Grid, resample_positions
@@ -76,10 +78,33 @@ def test_another_patch_resamples_kernel_and_positions(source: Path, tmp_path: Pa
     config = tuning(source, tmp_path, "model.patch_size=2")
     weights, expected = first_weights(config), stored(source)
     expected[KERNEL] = resample_patch_kernel(expected[KERNEL], num_channels=1, source=4, target=2)
-    expected[POSITIONS] = resample_positions(expected[POSITIONS], source=Grid(2, 2), target=Grid(4, 4), num_prefix=1, mode="google")
+    expected[POSITIONS] = resample_positions(expected[POSITIONS], source=Grid(2, 2), target=Grid(4, 4), num_prefix=1, mode="timm")
+    assert "positions: mode timm, stored with the source" in table(config)
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     for name in (KERNEL, POSITIONS):
         assert f"resampled  {name}" in table(config)
+
+
+def test_the_mode_stored_with_the_source_is_used_and_may_be_overridden(source: Path, tmp_path: Path) -> None:
+    """A source that says dinov2, one that says nothing since it is older, and an override."""
+    old = tmp_path / "old"
+    shutil.copytree(source / "runs" / "tiny", old)
+    (checkpoint,) = [path for path in (old / "checkpoints").iterdir() if path.name.endswith("6")]
+    text = (checkpoint / "config.yaml").read_text()
+    assert "  resampling: timm\n" in text
+    cases = {"dinov2": "  resampling: dinov2\n", "google": "", "pe": "  resampling: dinov2\n"}
+    for mode, line in cases.items():
+        rewritten = text.replace("  resampling: timm\n", line).encode()
+        (checkpoint / "config.yaml").write_bytes(rewritten)
+        entry = FileEntry(name="config.yaml", bytes=len(rewritten), sha256=hashlib.sha256(rewritten).hexdigest())
+        manifest = read_manifest(checkpoint)
+        files = tuple(entry if found.name == entry.name else found for found in manifest.files)
+        (checkpoint / "manifest.json").write_bytes(encode_manifest(manifest.model_copy(update={"files": files})))
+        asked = [f"init_from.positions={mode}"] if mode == "pe" else []
+        config = tiny_config(tmp_path, f"name={mode}", f"init_from.path={old}", "model.image_size=16", *asked)
+        expected = resample_positions(stored(source)[POSITIONS], source=Grid(2, 2), target=Grid(4, 4), num_prefix=1, mode=mode)  # type: ignore[arg-type]
+        assert torch.equal(first_weights(config)[POSITIONS], expected)
+        assert f"grid 2 x 2 to 4 x 4 by mode {mode}" in table(config)
 
 
 def test_another_number_of_classes_replaces_the_head_by_a_fresh_one(source: Path, tmp_path: Path) -> None:

@@ -24,6 +24,18 @@ def test_it_equals_timms(num_channels: int, source: int, target: int) -> None:
     torch.testing.assert_close(resampled, expected.float(), rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize(("source", "target"), [(4, 6), (16, 14), (7, 4), (3, 1)])
+def test_flexivits_is_timms_with_bilinear_patches(source: int, target: int) -> None:
+    from timm.layers.patch_embed import resample_patch_embed
+
+    kernel = _kernel(num_channels=3, side=source)
+    theirs = kernel.view(5, 3, source, source)
+    expected = resample_patch_embed(theirs, [target, target], interpolation="bilinear", antialias=False).flatten(1)
+    resampled = resample_patch_kernel(kernel, num_channels=3, source=source, target=target, mode="flexivit")
+    torch.testing.assert_close(resampled, expected, rtol=1e-4, atol=2e-5)
+    assert (resampled - resample_patch_kernel(kernel, num_channels=3, source=source, target=target)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(("source", "target"), [(4, 6), (7, 14), (14, 16)])
 def test_an_enlarged_patch_keeps_its_embedding(source: int, target: int) -> None:
     kernel = _kernel(num_channels=3, side=source)

@@ -1,5 +1,6 @@
 """Transfer plans: a table of what happens to every tensor, the values that follow from it, and refusals."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from vitscale.config import CheckpointError
 from vitscale.models import ViTConfig
-from vitscale.nn.resample import Grid, resample_positions
+from vitscale.nn.position_table import AxisTable, GridTable, OffsetTable, PositionTable, fit_table, position_tables
+from vitscale.nn.resample import Grid, PositionMode, resample_positions
 from vitscale.objectives.supervised import SupervisedConfig
 from vitscale.weights.patch_kernel import resample_patch_kernel
-from vitscale.weights.transfer import InitFromConfig, ModelFacts, TokenLayout, TransferPlan, format_table, plan_transfer
+from vitscale.weights.transfer import InitFromConfig, ModelFacts, TransferPlan, format_table, plan_transfer
 
 SIZES: dict[str, Any] = {"image_size": 16, "num_channels": 1, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2}
 
@@ -21,15 +23,12 @@ def _facts(*, num_classes: int = 10, pre_logits: int | None = None, **model: Any
     config = ViTConfig(**(SIZES | model))
     with torch.device("meta"):
         objective = SupervisedConfig(num_classes=num_classes, pre_logits=pre_logits).build(config.build())
-    shape = config.shape
     return ModelFacts(
         shapes={name: tuple(parameter.shape) for name, parameter in objective.named_parameters()},
-        layout=TokenLayout(
-            grid=Grid(shape.grid, shape.grid),
-            patch_size=shape.patch_size,
-            num_channels=shape.num_channels,
-            class_token=shape.class_token,
-        ),
+        tables=position_tables(objective),
+        patch_size=config.shape.patch_size,
+        num_channels=config.num_channels,
+        resampling=config.resampling,
     )
 
 
@@ -112,7 +111,7 @@ def test_only_what_is_used_is_read() -> None:
     assert sorted(read) == sorted(name for name in source.shapes if not name.startswith("head."))
 
 
-@pytest.mark.parametrize("mode", ["google", "timm", "hf"])
+@pytest.mark.parametrize("mode", ["google", "timm", "hf", "dinov2", "pe"])
 def test_positions_and_kernel_are_resampled_by_the_configured_mode(mode: Any) -> None:
     source, target = _facts(), _facts(image_size=18, patch_size=6, positions="learned")
     weights = _weights(source)
@@ -125,6 +124,115 @@ def test_positions_and_kernel_are_resampled_by_the_configured_mode(mode: Any) ->
         assert value is not None
         assert torch.equal(value, expected)
     assert f"grid 4 x 4 to 3 x 3 by mode {mode}" in format_table(plan)
+
+
+@pytest.mark.parametrize("kernel_mode", ["timm", "flexivit"])
+def test_the_kernels_mode_is_the_configured_one(kernel_mode: Any) -> None:
+    source, target = _facts(), _facts(image_size=24, patch_size=6)
+    weights = _weights(source)
+    value = _plan(source, target, patch_kernel=kernel_mode).value("backbone.patch_embed.weight", read=weights.__getitem__)
+    expected = resample_patch_kernel(weights["backbone.patch_embed.weight"], num_channels=1, source=4, target=6, mode=kernel_mode)
+    assert value is not None
+    assert torch.equal(value, expected)
+
+
+MODES: list[tuple[PositionMode | None, PositionMode | None, PositionMode, str]] = [
+    (
+        "dinov2",
+        None,
+        "dinov2",
+        "stored with the source; this model's own is timm: set model.resampling to dinov2 to go on with the source's",
+    ),
+    ("timm", None, "timm", "stored with the source"),
+    ("dinov2", "timm", "timm", "asked for by init_from.positions"),
+    (None, None, "google", "the default, as the source is from before the mode was stored; this model's own is timm"),
+]
+
+
+@pytest.mark.parametrize(("stored", "asked", "used", "note"), MODES)
+def test_the_mode_is_the_stored_one_unless_another_is_asked_for(
+    stored: PositionMode | None, asked: PositionMode | None, used: PositionMode, note: str
+) -> None:
+    source, target = dataclasses.replace(_facts(), resampling=stored), _facts(image_size=24)
+    plan, weights = _plan(source, target, positions=asked), _weights(source)
+    value = plan.value("backbone.pos_embed", read=weights.__getitem__)
+    expected = resample_positions(weights["backbone.pos_embed"], source=Grid(4, 4), target=Grid(6, 6), num_prefix=1, mode=used)
+    assert value is not None
+    assert torch.equal(value, expected)
+    text = format_table(plan)
+    assert f"grid 4 x 4 to 6 x 6 by mode {used}" in text
+    assert f"mode {used}" in text.splitlines()[-1]
+    assert note in text.splitlines()[-1]
+
+
+def test_as_many_patches_in_another_grid_are_resampled() -> None:
+    facts = _facts()
+    wide = dataclasses.replace(facts, tables={"backbone.pos_embed": GridTable(grid=Grid(2, 8), prefix=("class",))})
+    weights = _weights(facts)
+    plan = _plan(wide, facts)
+    value = plan.value("backbone.pos_embed", read=weights.__getitem__)
+    expected = resample_positions(weights["backbone.pos_embed"], source=Grid(2, 8), target=Grid(4, 4), num_prefix=1, mode="timm")
+    assert value is not None
+    assert torch.equal(value, expected)
+    assert not torch.equal(value, weights["backbone.pos_embed"])
+
+
+def _with_table(table: PositionTable, shape: tuple[int, ...]) -> ModelFacts:
+    facts = _facts()
+    name = "backbone.blocks.0.attn.position_bias.table"
+    return dataclasses.replace(facts, shapes={**facts.shapes, name: shape}, tables={**facts.tables, name: table})
+
+
+BIAS = "backbone.blocks.0.attn.position_bias.table"
+BIASES: list[tuple[PositionTable, tuple[int, ...], PositionTable, tuple[int, ...]]] = [
+    (OffsetTable(window=Grid(4, 4), num_extra=3), (52, 2), OffsetTable(window=Grid(6, 5), num_extra=3), (102, 2)),
+    (OffsetTable(window=Grid(4, 4)), (49, 2), OffsetTable(window=Grid(6, 6), num_extra=3), (124, 2)),
+    (AxisTable(length=7), (7, 4), AxisTable(length=11), (11, 4)),
+]
+
+
+@pytest.mark.parametrize(("here", "shape", "there", "new_shape"), BIASES)
+def test_tables_of_relative_positions_are_fitted(
+    here: PositionTable, shape: tuple[int, ...], there: PositionTable, new_shape: tuple[int, ...]
+) -> None:
+    source, target = _with_table(here, shape), _with_table(there, new_shape)
+    plan, weights = _plan(source, target, positions="beit"), _weights(source)
+    value = plan.value(BIAS, read=weights.__getitem__)
+    assert _changed(plan) == {BIAS: "resampled"}
+    assert value is not None
+    assert torch.equal(value, fit_table(weights[BIAS], source=here, target=there, mode="beit"))
+
+
+def test_a_mode_without_a_rule_for_relative_positions_is_refused_once_for_all_blocks() -> None:
+    source = _with_table(OffsetTable(window=Grid(4, 4)), (49, 2))
+    target = _with_table(OffsetTable(window=Grid(6, 6)), (121, 2))
+    with pytest.raises(CheckpointError, match=r"\(1 difference\)") as caught:
+        _plan(source, target, positions="google")
+    assert f"{BIAS}: mode google says nothing about relative positions; set init_from.positions to one of timm, hf, beit, swin" in str(
+        caught.value
+    )
+    with pytest.raises(CheckpointError, match=r"49 x 2 in the source, 11 x 2 here"):
+        _plan(source, _with_table(AxisTable(length=11), (11, 2)))
+
+
+def test_a_class_position_without_a_row_is_added_to_the_class_token() -> None:
+    source = _facts()
+    tables, shapes = {"backbone.pos_embed": GridTable(grid=Grid(4, 4))}, {**source.shapes, "backbone.pos_embed": (1, 16, 8)}
+    target = dataclasses.replace(source, tables=tables, shapes=shapes)
+    plan, weights = _plan(source, target), _weights(source)
+    assert _changed(plan) == {"backbone.cls_token": "merged", "backbone.pos_embed": "resampled"}
+    token = plan.value("backbone.cls_token", read=weights.__getitem__)
+    table = plan.value("backbone.pos_embed", read=weights.__getitem__)
+    assert token is not None
+    assert table is not None
+    assert torch.equal(token, weights["backbone.cls_token"] + weights["backbone.pos_embed"][:, :1])
+    assert torch.equal(table, weights["backbone.pos_embed"][:, 1:])
+    # And back: a row of zeros gives the same sum.
+    back = _plan(target, source)
+    assert _changed(back) == {"backbone.pos_embed": "resampled"}
+    table = back.value("backbone.pos_embed", read={"backbone.pos_embed": table}.__getitem__)
+    assert table is not None
+    assert torch.equal(table[:, 0], torch.zeros(1, 8))
 
 
 def test_the_class_tokens_row_comes_and_goes() -> None:
@@ -179,9 +287,10 @@ def test_the_table_shows_what_changed_and_counts_the_rest() -> None:
     lines = list(_lines(plan))
     num_loaded = sum(row.action == "loaded" for row in plan.rows)
     assert lines[0] == ["action", "tensor", "source", "here"]
-    assert lines[-1][:3] == ["loaded", str(num_loaded), "tensors"]
-    assert [line[:2] for line in lines[1:-1]] == [[action, name] for name, action in _changed(plan).items()]
-    assert len(lines) == 2 + len(plan.rows) - num_loaded
+    assert lines[-2][:3] == ["loaded", str(num_loaded), "tensors"]
+    assert lines[-1] == ["positions:", "mode", "timm,", "stored", "with", "the", "source"]
+    assert [line[:2] for line in lines[1:-2]] == [[action, name] for name, action in _changed(plan).items()]
+    assert len(lines) == 3 + len(plan.rows) - num_loaded
 
 
 def test_the_count_of_loaded_values_is_that_of_the_tensors() -> None:

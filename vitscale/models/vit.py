@@ -18,9 +18,10 @@ from vitscale.nn.layers import layer_norm
 from vitscale.nn.mlp import Gelu, Mlp
 from vitscale.nn.patch_embed import PatchEmbed
 from vitscale.nn.pooling import Pooling, pool_tokens
+from vitscale.nn.position_table import CLASS_ROW, GridTable, set_table
 from vitscale.nn.positions import FixedPositions, Positions, learned_positions
 from vitscale.nn.preprocess import Normaliser
-from vitscale.nn.resample import Grid, resample_positions
+from vitscale.nn.resample import Grid, PositionMode, resample_positions
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -87,6 +88,9 @@ class ViTConfig(Config):
     """exact: by the error function (timm, Hugging Face). tanh: the approximation that Google's released models use."""
     positions: Positions = "learned"
     """learned: a trained table. sincos2d_mae, sincos2d_big_vision: fixed 2-D sines and cosines; the width is then a multiple of 4."""
+    resampling: PositionMode = "timm"
+    """How the learned table is resampled for images of another size, here and where another model starts from these weights: by the
+    name of the system that they come from, see docs/resampling.md."""
     pooling: Pooling = "cls"
     """cls: a class token. mean: the average of the patch tokens, without a class token."""
     layer_norm_eps: float = Field(default=1e-6, gt=0)
@@ -216,6 +220,7 @@ class ViT(Backbone):
         self.patch_size = shape.patch_size
         self.num_channels = shape.num_channels
         self.pooling = config.pooling
+        self.resampling = config.resampling
         self.block_runner: BlockRunner = run_block
         self.normaliser = Normaliser(mean=config.image_mean, std=config.image_std)
         self.patch_embed = PatchEmbed(num_channels=shape.num_channels, patch_size=shape.patch_size, width=shape.width)
@@ -223,7 +228,8 @@ class ViT(Backbone):
         self.pos_embed: nn.Parameter | None = None
         self.fixed_positions: FixedPositions | None = None
         if shape.learned_positions:
-            self.pos_embed = learned_positions(num_tokens=shape.num_tokens, width=shape.width)
+            table = GridTable(grid=Grid(rows=shape.grid, columns=shape.grid), prefix=(CLASS_ROW,) if shape.class_token else ())
+            self.pos_embed = set_table(learned_positions(num_tokens=shape.num_tokens, width=shape.width), table)
         else:
             self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=shape.class_token)
         eps = config.layer_norm_eps
@@ -245,8 +251,8 @@ class ViT(Backbone):
     def forward(self, image_BCHW: Tensor) -> Features:
         """Normalised images (B, C, H, W) to features. With a class token, `tokens_BND` has it first.
 
-        Both sides are multiples of the patch size. Away from `image_size` a learned table is resampled to the grid at hand, bicubic
-        with antialiasing (timm's `dynamic_img_size`), and trained through; a fixed one is that of the grid at hand.
+        Both sides are multiples of the patch size. Away from `image_size` a learned table is resampled to the grid at hand by
+        `model.resampling`, and trained through; a fixed one is that of the grid at hand.
         """
         x_BND = self._embed(image_BCHW)
         for index, block in enumerate(self.blocks):
@@ -269,4 +275,4 @@ class ViT(Backbone):
         if grid == own:
             return table_1ND
         num_prefix = 0 if self.cls_token is None else 1
-        return resample_positions(table_1ND, source=own, target=grid, num_prefix=num_prefix, mode="timm").to(table_1ND.dtype)
+        return resample_positions(table_1ND, source=own, target=grid, num_prefix=num_prefix, mode=self.resampling).to(table_1ND.dtype)

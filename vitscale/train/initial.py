@@ -13,12 +13,13 @@ from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import decode, parse_yaml
 from vitscale.dist.agreement import jointly, on_main
-from vitscale.models import BackboneShape
+from vitscale.models import ModelConfig
 from vitscale.nn.init import initial_value
-from vitscale.nn.resample import Grid
+from vitscale.nn.position_table import position_tables
+from vitscale.nn.resample import PositionMode
 from vitscale.objectives.base import Objective
 from vitscale.run_config import RunConfig
-from vitscale.weights.transfer import InitFromConfig, ModelFacts, TokenLayout, format_table, plan_transfer
+from vitscale.weights.transfer import InitFromConfig, ModelFacts, format_table, plan_transfer
 
 Initial = Callable[[str, nn.Parameter, tuple[int, ...]], Tensor]
 
@@ -61,13 +62,19 @@ def _recipes(seed: int) -> Initial:
 def _transferred(config: RunConfig, init_from: InitFromConfig, *, path: Path, objective: Objective) -> InitialWeights:
     reader = CheckpointReader(path)
     kind: Kind = "ema" if init_from.weights == "ema" else "weight"
-    trained = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(path)), source=str(path))
+    stored = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(path)), source=str(path))
+    with torch.device("meta"):
+        trained = stored.objective.build(stored.model.build())
+    # A file from before the mode was stored does not name it.
+    resampling = stored.model.resampling if "resampling" in stored.model.model_fields_set else None
     plan = plan_transfer(
         init_from,
-        source=ModelFacts(shapes=reader.shapes(kind), layout=_token_layout(trained.model.shape)),
-        target=ModelFacts(
+        source=_facts(stored.model, trained, shapes=reader.shapes(kind), resampling=resampling),
+        target=_facts(
+            config.model,
+            objective,
             shapes={name: tuple(parameter.shape) for name, parameter in objective.named_parameters()},
-            layout=_token_layout(config.model.shape),
+            resampling=config.model.resampling,
         ),
     )
     draw = _recipes(config.seed)
@@ -79,10 +86,12 @@ def _transferred(config: RunConfig, init_from: InitFromConfig, *, path: Path, ob
     return InitialWeights(value=value, table=f"starting from {path}:\n{format_table(plan)}")
 
 
-def _token_layout(shape: BackboneShape) -> TokenLayout:
-    return TokenLayout(
-        grid=Grid(shape.grid, shape.grid),
+def _facts(model: ModelConfig, module: nn.Module, *, shapes: dict[str, tuple[int, ...]], resampling: PositionMode | None) -> ModelFacts:
+    shape = model.shape
+    return ModelFacts(
+        shapes=shapes,
+        tables=position_tables(module),
         patch_size=shape.patch_size,
         num_channels=shape.num_channels,
-        class_token=shape.class_token,
+        resampling=resampling,
     )

@@ -1,6 +1,6 @@
 """Starting a model from another one's weights: which tensor is loaded, resampled, replaced or dropped, and its new value.
 
-Planning looks at names, shapes and grids only, so it is done, printed and refused before a byte of weights is read.
+Planning looks at names, shapes and tables of positions only, so it is done, printed and refused before a byte of weights is read.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,18 +11,23 @@ import torch
 from torch import Tensor
 
 from vitscale.config import CheckpointError, Config
-from vitscale.nn.resample import Grid, PositionMode, resample_positions
-from vitscale.weights.patch_kernel import resample_patch_kernel
+from vitscale.nn.position_table import CLASS_ROW, GridTable, OffsetTable, PositionTable, can_fit, describe_fit, fit_table
+from vitscale.nn.resample import POSITION_MODES, PositionMode
+from vitscale.weights.patch_kernel import KernelMode, resample_patch_kernel
 
 BACKBONE = "backbone."
 CLASS_TOKEN = f"{BACKBONE}cls_token"
 POSITIONS = f"{BACKBONE}pos_embed"
 PATCH_KERNEL = f"{BACKBONE}patch_embed.weight"
 
+UNSTORED_MODE: PositionMode = "google"
+"""The mode of weights that come without one: checkpoints from before the mode was stored."""
+
 Shape = tuple[int, ...]
-Action = Literal["loaded", "resampled", "replaced", "initialised", "dropped"]
-"""loaded: the source's value. resampled: the source's value, fitted to another grid. replaced: in both models, but started
-afresh. initialised: in the new model only. dropped: in the source only."""
+Action = Literal["loaded", "resampled", "merged", "replaced", "initialised", "dropped"]
+"""loaded: the source's value. resampled: the source's value, fitted to another grid. merged: the class token with its position added,
+for a model whose table has no row for it. replaced: in both models, but started afresh. initialised: in the new model only.
+dropped: in the source only."""
 
 _SHOWN_PROBLEMS = 8
 
@@ -34,30 +39,27 @@ class InitFromConfig(Config):
     """A run directory (its newest complete checkpoint is taken) or the folder of one checkpoint."""
     weights: Literal["model", "ema"] = "model"
     """Which of its weights: the trained ones or their moving average."""
-    positions: PositionMode = "google"
-    """How position embeddings are resampled to another grid: as in vit_jax and big_vision (bilinear, corners aligned), as
-    in timm (bicubic, antialiased) or as in Hugging Face transformers (bicubic)."""
+    positions: PositionMode | None = None
+    """How tables of positions are resampled to another grid or window, by the name of a system, see docs/resampling.md. null: as is
+    stored with the weights (their model.resampling), and google where nothing is, in checkpoints from before it was stored."""
+    patch_kernel: KernelMode = "timm"
+    """How the kernel of the patch embedding is resampled to another patch size, by PI-resize: of patches resized as in timm (bicubic,
+    antialiased), or as in FlexiViT's own code (bilinear)."""
     head: Literal["auto", "keep", "replace"] = "auto"
     """The head, that is everything outside the backbone: keep the source's, replace it by a fresh one, or auto: keep it
     where every tensor of it fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLayout:
-    """How a model cuts an image into tokens, which the shapes of its weights do not tell."""
-
-    grid: Grid
-    patch_size: int
-    num_channels: int
-    class_token: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What planning needs to know of a model: the shape of every tensor by name, and its token layout."""
+    """What planning needs to know of a model: the shape of every tensor by name, which of them are tables of positions, how an image
+    is cut into patches, and the mode of resampling that is stored with it (None: none is)."""
 
     shapes: Mapping[str, Shape]
-    layout: TokenLayout
+    tables: Mapping[str, PositionTable]
+    patch_size: int
+    num_channels: int
+    resampling: PositionMode | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,12 @@ class TransferPlan:
     """What happens to every tensor of either model, in the target's order, what is dropped last."""
 
     rows: tuple[Row, ...]
-    source: TokenLayout
-    target: TokenLayout
+    source: ModelFacts
+    target: ModelFacts
     positions: PositionMode
+    patch_kernel: KernelMode
+    note: str
+    """Where the mode of resampling comes from."""
 
     def value(self, name: str, *, read: Callable[[str], Tensor]) -> Tensor | None:
         """The fp32 value that the target's tensor starts from; None where it starts afresh, by its own recipe.
@@ -86,27 +91,30 @@ class TransferPlan:
         `read` gets the source's whole tensor by name and is called for what is used only.
         """
         row = next(row for row in self.rows if row.name == name)
-        return transferred_value(row, read(name), plan=self) if row.action in ("loaded", "resampled") else None
+        if row.action not in ("loaded", "resampled", "merged"):
+            return None
+        value = _transferred_value(row, plan=self, read=read)
+        assert tuple(value.shape) == row.target_shape, f"{name}: {tuple(value.shape)}, expected {row.target_shape}"
+        return value
 
 
 def plan_transfer(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts) -> TransferPlan:
     """Decide for every tensor. Raises `CheckpointError` listing what does not fit, with the first mismatches in full."""
-    rows = [*_backbone_rows(source, target=target, config=config), *_head_rows(config, source=source, target=target)]
-    problems = list(_problems(rows, source=source.layout, target=target.layout))
+    mode = config.positions or source.resampling or UNSTORED_MODE
+    rows = [*_backbone_rows(source, target=target, mode=mode), *_head_rows(config, source=source, target=target)]
+    problems = list(_problems(rows, source=source, target=target, mode=mode))
     if problems:
         raise CheckpointError(_refusal(config, problems))
     order = {name: index for index, name in enumerate([*target.shapes, *source.shapes])}
     rows.sort(key=lambda row: (row.target_shape is None, order[row.name]))
-    return TransferPlan(rows=tuple(rows), source=source.layout, target=target.layout, positions=config.positions)
-
-
-def transferred_value(row: Row, source_value: Tensor, *, plan: TransferPlan) -> Tensor:
-    """The target's fp32 value of a loaded or resampled tensor, made of the source's."""
-    value = source_value.float()
-    if row.action == "resampled":
-        value = _resample_positions(value, plan=plan) if row.name == POSITIONS else _resample_kernel(value, plan=plan)
-    assert tuple(value.shape) == row.target_shape, f"{row.name}: {tuple(value.shape)}, expected {row.target_shape}"
-    return value
+    return TransferPlan(
+        rows=tuple(rows),
+        source=source,
+        target=target,
+        positions=mode,
+        patch_kernel=config.patch_kernel,
+        note=_mode_note(config, mode=mode, source=source, target=target),
+    )
 
 
 def format_table(plan: TransferPlan) -> str:
@@ -118,39 +126,51 @@ def format_table(plan: TransferPlan) -> str:
     lines += [(row.action, row.name, _shown(row.source_shape), _shown(row.target_shape), row.detail) for row in others]
     lines.append(("loaded", f"{len(loaded)} tensors", "", "", f"{num_elements:,} values, unchanged"))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip() for line in lines
-    )
+    table = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip() for line in lines]
+    return "\n".join([*table, f"positions: mode {plan.positions}, {plan.note}"])
 
 
-def _backbone_rows(source: ModelFacts, *, target: ModelFacts, config: InitFromConfig) -> Iterator[Row]:
+def _mode_note(config: InitFromConfig, *, mode: PositionMode, source: ModelFacts, target: ModelFacts) -> str:
+    if config.positions is not None:
+        origin = "asked for by init_from.positions"
+    elif source.resampling is not None:
+        origin = "stored with the source"
+    else:
+        origin = "the default, as the source is from before the mode was stored"
+    if target.resampling == mode:
+        return origin
+    return f"{origin}; this model's own is {target.resampling}: set model.resampling to {mode} to go on with the source's"
+
+
+def _backbone_rows(source: ModelFacts, *, target: ModelFacts, mode: PositionMode) -> Iterator[Row]:
     for name in _union(source, target=target, in_backbone=True):
         row = Row(name=name, action="loaded", source_shape=source.shapes.get(name), target_shape=target.shapes.get(name))
-        yield _special_row(row, source=source.layout, target=target.layout, config=config) or row
+        yield _special_row(row, source=source, target=target, mode=mode) or row
 
 
-def _special_row(row: Row, *, source: TokenLayout, target: TokenLayout, config: InitFromConfig) -> Row | None:
+def _special_row(row: Row, *, source: ModelFacts, target: ModelFacts, mode: PositionMode) -> Row | None:
     """The row of a tensor that may differ between the models, None for all others."""
-    if row.name == CLASS_TOKEN and row.source_shape is None:
-        return _with(row, action="initialised", detail="the source has no class token")
-    if row.name == CLASS_TOKEN and row.target_shape is None:
-        return _with(row, action="dropped", detail="this model has no class token")
+    if row.name == CLASS_TOKEN:
+        return _class_token_row(row, source=source, target=target)
     if row.source_shape is None or row.target_shape is None:
         return None
-    if row.name == POSITIONS and (source.grid, source.class_token) != (target.grid, target.class_token):
-        return _with(row, action="resampled", detail=_positions_detail(source, target=target, mode=config.positions))
+    here, there = source.tables.get(row.name), target.tables.get(row.name)
+    if here is not None and there is not None and here != there and can_fit(here, target=there, mode=mode):
+        return _with(row, action="resampled", detail=describe_fit(here, target=there, mode=mode))
     if row.name == PATCH_KERNEL and source.patch_size != target.patch_size:
         return _with(row, action="resampled", detail=f"patch {source.patch_size} to {target.patch_size} pixels by PI-resize (FlexiViT)")
     return None
 
 
-def _positions_detail(source: TokenLayout, *, target: TokenLayout, mode: PositionMode) -> str:
-    parts = []
-    if source.grid != target.grid:
-        parts.append(f"grid {_shown(source.grid)} to {_shown(target.grid)} by mode {mode}")
-    if source.class_token != target.class_token:
-        parts.append("row of the class token starts at 0" if target.class_token else "row of the class token dropped")
-    return ", ".join(parts)
+def _class_token_row(row: Row, *, source: ModelFacts, target: ModelFacts) -> Row | None:
+    if row.source_shape is None:
+        return _with(row, action="initialised", detail="the source has no class token")
+    if row.target_shape is None:
+        return _with(row, action="dropped", detail="this model has no class token")
+    here, there = source.tables.get(POSITIONS), target.tables.get(POSITIONS)
+    if isinstance(here, GridTable) and isinstance(there, GridTable) and CLASS_ROW in here.prefix and CLASS_ROW not in there.prefix:
+        return _with(row, action="merged", detail="with its position, for which this model's table has no row")
+    return None
 
 
 def _head_rows(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts) -> Iterator[Row]:
@@ -169,11 +189,16 @@ def _head_rows(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts
             yield _with(row, action="initialised" if row.source_shape is None else "replaced", detail=fresh)
 
 
-def _problems(rows: list[Row], *, source: TokenLayout, target: TokenLayout) -> Iterator[str]:
+def _problems(rows: list[Row], *, source: ModelFacts, target: ModelFacts, mode: PositionMode) -> Iterator[str]:
     if source.num_channels != target.num_channels:
         yield f"model.num_channels: {source.num_channels} in the source, {target.num_channels} here"
+    unruled = [row.name for row in rows if row.action == "loaded" and _lacks_rule(row.name, source=source, target=target, mode=mode)]
+    if unruled:
+        known = ", ".join(name for name, rules in POSITION_MODES.items() if rules.relative is not None)
+        more = f" and {len(unruled) - 1} more" if len(unruled) > 1 else ""
+        yield f"{unruled[0]}{more}: mode {mode} says nothing about relative positions; set init_from.positions to one of {known}"
     for row in rows:
-        if row.action == "loaded" and row.source_shape != row.target_shape:
+        if row.action == "loaded" and row.source_shape != row.target_shape and row.name not in unruled:
             if row.name == PATCH_KERNEL and source.num_channels != target.num_channels:
                 continue
             yield f"{row.name}: {_shown(row.source_shape)} in the source, {_shown(row.target_shape)} here"
@@ -181,10 +206,15 @@ def _problems(rows: list[Row], *, source: TokenLayout, target: TokenLayout) -> I
             yield f"{row.name}: {_shown(row.source_shape)} in the source, {_shown(row.target_shape)} here"
 
 
+def _lacks_rule(name: str, *, source: ModelFacts, target: ModelFacts, mode: PositionMode) -> bool:
+    here, there = source.tables.get(name), target.tables.get(name)
+    return isinstance(here, OffsetTable) and isinstance(there, OffsetTable) and here != there and POSITION_MODES[mode].relative is None
+
+
 def _width(name: str, shape: Shape | None) -> int:
-    """The model width in the shape of positions (1, N, D) or of a patch kernel (D, C*P*P)."""
+    """The model width in the shape of a patch kernel (D, C*P*P), or of a table, whose last dimension is no position."""
     assert shape is not None, name
-    return shape[-1] if name == POSITIONS else shape[0]
+    return shape[0] if name == PATCH_KERNEL else shape[-1]
 
 
 def _refusal(config: InitFromConfig, problems: list[str]) -> str:
@@ -199,18 +229,21 @@ def _refusal(config: InitFromConfig, problems: list[str]) -> str:
     return "\n".join([f"init_from.path {config.path}: its weights do not fit this model ({count}):", *shown, *more, remedy])
 
 
-def _resample_positions(value: Tensor, *, plan: TransferPlan) -> Tensor:
+def _transferred_value(row: Row, *, plan: TransferPlan, read: Callable[[str], Tensor]) -> Tensor:
+    """The target's fp32 value of a loaded, resampled or merged tensor, made of the source's."""
+    value = read(row.name).float()
     source, target = plan.source, plan.target
-    table_1ND = resample_positions(value, source=source.grid, target=target.grid, num_prefix=int(source.class_token), mode=plan.positions)
-    if source.class_token and not target.class_token:
-        return table_1ND[:, 1:]
-    if target.class_token and not source.class_token:
-        return torch.cat([torch.zeros_like(table_1ND[:, :1]), table_1ND], dim=1)
-    return table_1ND
-
-
-def _resample_kernel(value: Tensor, *, plan: TransferPlan) -> Tensor:
-    return resample_patch_kernel(value, num_channels=plan.source.num_channels, source=plan.source.patch_size, target=plan.target.patch_size)
+    if row.action == "merged":
+        table = source.tables[POSITIONS]
+        assert isinstance(table, GridTable), table
+        index = table.prefix.index(CLASS_ROW)
+        return value + read(POSITIONS).float()[:, index : index + 1]
+    if row.action == "loaded":
+        return value
+    if row.name == PATCH_KERNEL:
+        sides = {"source": source.patch_size, "target": target.patch_size}
+        return resample_patch_kernel(value, num_channels=source.num_channels, mode=plan.patch_kernel, **sides)
+    return fit_table(value, source=source.tables[row.name], target=target.tables[row.name], mode=plan.positions)
 
 
 def _union(source: ModelFacts, *, target: ModelFacts, in_backbone: bool) -> list[str]:
