@@ -3,6 +3,7 @@
 import _thread
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -166,6 +167,15 @@ def test_a_file_that_ends_too_early_after_all_fails_the_restore_on_all(tmp_path:
     assert {str(result).partition(" ends within ")[0] for result in results} == {f"{path / 'rank-00001.safetensors'}:"}
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C means what it does at a terminal: the background processes of a shell are started ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("error", [CheckpointError, KeyboardInterrupt])
 def test_a_restore_that_fails_or_is_interrupted_reads_no_further(tmp_path: Path, error: type[BaseException]) -> None:
     tensors = make_tensors(seed=1, shapes={"a": (400,)})
