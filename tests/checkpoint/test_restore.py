@@ -1,11 +1,11 @@
 """Restoring: the same bits at any world size and ZeRO stage, or a refusal before anything is touched."""
 
-import _thread
 import itertools
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -185,7 +185,7 @@ def test_a_restore_that_fails_or_is_interrupted_reads_no_further(tmp_path: Path,
         if next(num_reads) == 5:
             if error is CheckpointError:
                 raise CheckpointError("the disk is gone")
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         time.sleep(0.002)
 
     store = FakeStore(tensors, rank=0, world_size=1, zero_stage=1)

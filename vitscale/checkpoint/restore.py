@@ -98,8 +98,8 @@ def _shortened(items: Sequence[str]) -> str:
 def _fill(store: ShardStore, *, reader: CheckpointReader, sources: dict[Kind, Kind], show_life: Callable[[], None]) -> None:
     parts = _Shared(_parts(store.held(), show_life=show_life))
     with disk_errors(), ThreadPoolExecutor(_READING_THREADS) as pool:
-        readers = [pool.submit(_fill_parts, parts, reader=reader, sources=sources) for _ in range(_READING_THREADS)]
         try:
+            readers = [pool.submit(_fill_parts, parts, reader=reader, sources=sources) for _ in range(_READING_THREADS)]
             for done in as_completed(readers):
                 done.result()
         finally:
