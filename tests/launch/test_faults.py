@@ -109,7 +109,7 @@ def assert_same_end(run_dir: Path, reference: RunConfig) -> None:
     assert_equal_tensors(checkpoint_tensors(run_dir, step=NUM_STEPS), checkpoint_tensors(reference.run_dir, step=NUM_STEPS))
 
 
-@pytest.mark.ray
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_signals_lose_no_step_and_a_killed_command_is_given_again(tmp_path: Path, start: Callable[..., Command]) -> None:
     command = start("--workers", "1")
