@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tests.checkpoint.faults import in_child, killed_at, start_child, survived, wait_for
-from tests.checkpoint.simulation import FakeStore, Tensors, holds, make_tensors, open_saver, save_as
+from tests.checkpoint.simulation import FakeStore, holds, make_tensors, open_saver, save_as
 from tests.facilities import with_injection, with_tmpfs
 from tests.launcher import ROOT
 from vitscale.checkpoint.discover import find_newest, verify
@@ -25,34 +27,34 @@ OLD, NEW = (make_tensors(seed=seed, shapes={"a": (2, 3), "b": (4,)}, kinds=("wei
 SCRIPT = Path(__file__).with_name("fault_script.py")
 
 
-def _save_in_killed_child(tensors: Tensors, *, folder: Path, step: int, operation: int, in_background: bool) -> bool:
-    """Save in a process that is killed at the n-th operation; whether it lived to the end."""
+def _newest_after_kills(folder: Path, *, in_background: bool) -> Iterator[Path]:
+    """Beside what `before` holds, step 2 of NEW is saved, killed one operation later each time; ends with the first that lives."""
 
-    def work() -> None:
+    def save(*, folder: Path, operation: int) -> None:
         with killed_at(operation):
-            save_as(tensors, folder=folder, step=step, in_background=in_background)
+            save_as(NEW, folder=folder, step=2, in_background=in_background)
 
-    return survived(in_child(work))
+    for operation in range(1, 200):
+        copy = shutil.copytree(folder / "before", folder / str(operation))
+        lived = survived(in_child(partial(save, folder=copy, operation=operation)))
+        newest = find_newest(copy).checkpoint
+        assert newest is not None
+        yield newest
+        if lived:
+            return
+    raise AssertionError("no save lived to its end")
 
 
 @pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "background"])
 def test_a_kill_at_any_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp_path: Path, in_background: bool) -> None:
     kept = {1: 0, 2: 0}
     save_as(OLD, folder=tmp_path / "before", step=1)
-    for operation in range(1, 200):
-        folder = tmp_path / str(operation)
-        shutil.copytree(tmp_path / "before", folder)
-        finished = _save_in_killed_child(NEW, folder=folder, step=2, operation=operation, in_background=in_background)
-        newest = find_newest(folder).checkpoint
-        assert newest is not None
+    for newest in _newest_after_kills(tmp_path, in_background=in_background):
         step = verify(newest).step
         assert holds(newest, {1: OLD, 2: NEW}[step])
         kept[step] += 1
         # The next process saves the same step again over whatever was left.
-        assert holds(save_as(NEW, folder=folder, step=2), NEW)
-        if finished:
-            break
-    assert finished
+        assert holds(save_as(NEW, folder=newest.parent, step=2), NEW)
     assert kept[1] >= 10
     assert kept[2] >= 2, "no kill fell between the commit and the end"
 
@@ -60,17 +62,9 @@ def test_a_kill_at_any_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp
 def test_a_kill_while_a_step_is_saved_again_leaves_one_of_the_two(tmp_path: Path) -> None:
     outcomes = set()
     save_as(OLD, folder=tmp_path / "before", step=2)
-    for operation in range(1, 200):
-        folder = tmp_path / str(operation)
-        shutil.copytree(tmp_path / "before", folder)
-        finished = _save_in_killed_child(NEW, folder=folder, step=2, operation=operation, in_background=True)
-        newest = find_newest(folder).checkpoint
-        assert newest is not None
+    for newest in _newest_after_kills(tmp_path, in_background=True):
         assert holds(newest, OLD) or holds(newest, NEW)
         outcomes.add((newest.name, holds(newest, NEW)))
-        if finished:
-            break
-    assert finished
     assert outcomes == {("step-00000002", False), ("step-00000002.replaced", False), ("step-00000002", True)}
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.facilities import with_network, with_tmpfs
+from tests.facilities import with_tmpfs
+from tests.launch.networks import in_network_of_its_own
 from vitscale.train.faults import FaultHook
 from vitscale.train.hang_rules import RankState
 from vitscale_launch import chaos_faults
@@ -194,32 +195,23 @@ def test_a_folder_that_is_gone_cannot_be_filled(tmp_path: Path) -> None:
 
 def test_a_link_goes_down_and_comes_back_even_when_the_command_is_killed() -> None:
     program = """
-import os, subprocess, time
 from vitscale_launch.chaos_faults import dead_link
-def is_up():
-    return "UP" in subprocess.run(["ip", "link", "show", "probe"], capture_output=True, text=True).stdout.split(">")[0]
-def wait_for(state):
-    deadline = time.monotonic() + 20
-    while is_up() is not state:
-        assert time.monotonic() < deadline, state
-        time.sleep(0.02)
-subprocess.run(["ip", "link", "add", "probe", "type", "veth", "peer", "name", "other"], check=True)
-subprocess.run(["ip", "link", "set", "probe", "up"], check=True)
-wait_for(True)
+def is_down():
+    return not is_up()
 with dead_link("probe", seconds=1.0):
-    wait_for(False)
+    wait_until(is_down)
 assert is_up()
 pid = os.fork()
 if not pid:
     with dead_link("probe", seconds=1.0):
-        wait_for(False)
+        wait_until(is_down)
         os.kill(os.getpid(), 9)
 os.waitpid(pid, 0)
-assert not is_up()
-wait_for(True)
+assert is_down()
+wait_until(is_up)
 print("done")
 """
-    assert output_of(*with_network(), program=program) == "done\n"
+    assert in_network_of_its_own(program) == "done\n"
 
 
 def test_a_link_that_does_not_go_down_is_told() -> None:
