@@ -3,6 +3,8 @@
 from functools import partial
 
 import torch
+from timm.layers import Mlp, SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import ViTConfig as HuggingFaceViTConfig
@@ -27,23 +29,8 @@ class TimmOracle:
     """timm's VisionTransformer of a configuration, and where each of our parameters' gradient is found in it."""
 
     def __init__(self, config: ViTConfig, ours: Supervised) -> None:
-        shape = config.shape
-        self.model = VisionTransformer(
-            img_size=shape.image_size,
-            patch_size=shape.patch_size,
-            in_chans=shape.num_channels,
-            num_classes=ours.num_classes,
-            embed_dim=shape.width,
-            depth=shape.depth,
-            num_heads=shape.num_heads,
-            mlp_ratio=shape.mlp_width / shape.width,
-            class_token=shape.class_token,
-            global_pool="token" if shape.class_token else "avg",
-            fc_norm=False,
-            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
-            act_layer=partial(nn.GELU, approximate="none" if config.gelu == "exact" else "tanh"),
-        )
-        state = {_timm_name(name): value.detach() for name, value in ours.named_parameters()}
+        self.model = timm_model(config, num_classes=ours.num_classes)
+        state = {self._name(name): value.detach() for name, value in ours.named_parameters()}
         convolution = self.model.patch_embed.proj.weight
         state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].reshape(convolution.shape)
         self.model.load_state_dict(state)
@@ -52,12 +39,47 @@ class TimmOracle:
         return self.model(image_BCHW)
 
     def gradient(self, name: str) -> Tensor:
-        return self.model.get_parameter(_timm_name(name)).grad
+        return self.model.get_parameter(self._name(name)).grad
+
+    def _name(self, name: str) -> str:
+        name = _timm_name(name)
+        return name.replace("norm.", "fc_norm.") if name.startswith("norm.") and not isinstance(self.model.fc_norm, nn.Identity) else name
+
+
+def timm_model(config: ViTConfig, *, num_classes: int) -> VisionTransformer:
+    """timm's own class with the settings of a configuration; its weights are random."""
+    shape, is_gated = config.shape, config.mlp != "gelu"
+    settings = {
+        "img_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "in_chans": shape.num_channels,
+        "num_classes": num_classes,
+        "embed_dim": shape.width,
+        "depth": shape.depth,
+        "num_heads": shape.num_heads,
+        # timm counts gate and value as the hidden width.
+        "mlp_ratio": shape.mlp_width * (2 if is_gated else 1) / shape.width,
+        "mlp_layer": SwiGLUPacked if is_gated else Mlp,
+        "act_layer": nn.SiLU if is_gated else partial(nn.GELU, approximate="none" if config.gelu == "exact" else "tanh"),
+        "norm_layer": partial(nn.LayerNorm if config.norm == "layer" else nn.RMSNorm, eps=config.layer_norm_eps),
+        "class_token": shape.class_token,
+        "no_embed_class": not config.prefix_positions,
+        "reg_tokens": config.num_registers,
+        "pos_embed": "none" if config.positions == "none" else "learn",
+        "global_pool": {"cls": "token", "mean": "avg", "map": "map"}[config.pooling],
+        "fc_norm": config.norm_place == "pooled",
+        "qkv_bias": config.qkv_bias == "all",
+        "proj_bias": config.proj_bias,
+        "qk_norm": config.qk_norm,
+        "scale_mlp_norm": config.mlp_norm,
+        "init_values": config.layer_scale,
+    }
+    return (VisionTransformerDistilled if config.distillation_token else VisionTransformer)(**settings)
 
 
 def _timm_name(name: str) -> str:
     name = name.removeprefix("backbone.").replace("patch_embed.", "patch_embed.proj.")
-    return name.replace("head.fc.", "head.")
+    return name.replace("head.fc.", "head.").replace("head_dist.fc.", "head_dist.")
 
 
 class HuggingFaceOracle:

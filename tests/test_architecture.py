@@ -25,7 +25,7 @@ LAYERS = (
     ("engine",),
     ("train",),
     ("api",),
-    ("events_commands", "checkpoint_commands"),
+    ("events_commands", "checkpoint_commands", "models_commands"),
     ("cli",),
     ("__main__",),
 )
@@ -67,6 +67,7 @@ COMMAND_FILES = (
     "vitscale/cli.py",
     "vitscale/events_commands.py",
     "vitscale/checkpoint_commands.py",
+    "vitscale/models_commands.py",
     "launch/cli.py",
     "data_tools/cli.py",
     "data_tools/dataset_commands.py",

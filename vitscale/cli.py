@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscale import checkpoint_commands, events_commands
+from vitscale import checkpoint_commands, events_commands, models_commands
 from vitscale.config.presentation import present_errors
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 events_commands.register(app)
+models_commands.register(app)
 
 
 class Layout(StrEnum):

@@ -153,6 +153,7 @@ def dump_run_config(config: RunConfig) -> str:
 def problems(config: RunConfig) -> Iterator[str]:
     """Everything that is wrong between sections, each with the dotted path and the remedy."""
     yield from _image_problems(config)
+    yield from _pooling_problems(config)
     yield from _batch_problems(config)
     yield from _stage_problems(config)
     yield from _schedule_problems(config)
@@ -181,6 +182,11 @@ def _image_problems(config: RunConfig) -> Iterator[str]:
     channels = config.model.num_channels
     if channels not in _CHANNELS_OF_IMAGES:
         yield f"model.num_channels: images are read as grey (1 channel) or colour (3), not with {channels} channels"
+
+
+def _pooling_problems(config: RunConfig) -> Iterator[str]:
+    if config.model.kind == "vit" and config.model.pooling == "none":
+        yield "model.pooling: none makes no vector of an image, and objective supervised classifies one; use cls, mean or map"
 
 
 def _batch_problems(config: RunConfig) -> Iterator[str]:

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from timm.layers import Format
 
 from tests.oracles import HuggingFaceOracle, TimmOracle, random_classifier
-from vitscale.config import ConfigError, decode
-from vitscale.models import ModelConfig, ViT, ViTConfig
+from vitscale.engine.recompute import apply_recompute
+from vitscale.models import ViT, ViTConfig
+from vitscale.nn.counter_hash import SEED_KEY
 from vitscale.nn.init import initial_value, materialise
 from vitscale.nn.resample import Grid, PositionMode, resample_positions
 
@@ -31,6 +32,14 @@ def built(model: ViTConfig, *, seed: int = 0) -> ViT:
         (TimmOracle, {"pooling": "mean"}),
         (TimmOracle, {"layer_norm_eps": 1e-3}),
         (TimmOracle, {"pooling": "mean", "gelu": "tanh", "layer_norm_eps": 1e-12}),
+        (TimmOracle, {"pooling": "mean", "norm_place": "pooled", "class_token": True}),  # BEiT's and MAE's head
+        (TimmOracle, {"pooling": "map", "gelu": "tanh"}),  # SigLIP
+        (TimmOracle, {"distillation_token": True}),  # DeiT distilled
+        (TimmOracle, {"prefix_positions": False, "layer_scale": 0.1}),  # DeiT III
+        (TimmOracle, {"prefix_positions": False, "num_registers": 4, "layer_scale": 0.1}),  # DINOv2 with registers
+        (TimmOracle, {"mlp": "swiglu", "layer_scale": 0.1}),  # DINOv2's giant
+        (TimmOracle, {"norm": "rms", "qk_norm": True, "qkv_bias": "none", "positions": "none"}),
+        (TimmOracle, {"proj_bias": False, "mlp_bias": False, "mlp_norm": True}),
         (HuggingFaceOracle, {}),
         (HuggingFaceOracle, {"gelu": "tanh"}),
         (HuggingFaceOracle, {"layer_norm_eps": 1e-12}),
@@ -43,7 +52,8 @@ def test_equals_the_oracle_in_logits_and_gradients(oracle: type, changes: dict) 
     image_BCHW = torch.randn(3, 2, 24, 24, generator=torch.Generator().manual_seed(1))
     label_B = torch.tensor([0, 6, 3])
 
-    our_logits = ours.head(ours.backbone(image_BCHW).pooled_BD)
+    (our_logits, *distilled) = ours._logits(image_BCHW, draws=None)
+    our_logits = torch.stack([our_logits, *distilled]).mean(0) if distilled else our_logits
     their_logits = theirs.logits(image_BCHW)
     assert our_logits.abs().max() > 0.1  # otherwise the comparison would show nothing
     assert (our_logits - their_logits).abs().max() <= 1e-6
@@ -64,7 +74,19 @@ def test_every_setting_that_parity_varies_changes_the_logits() -> None:
         return ours.head(ours.backbone(image_BCHW).pooled_BD)
 
     plain = logits()
-    for changes in ({"gelu": "tanh"}, {"layer_norm_eps": 1e-3}, {"pooling": "mean"}, {"positions": "sincos2d_mae"}):
+    for changes in (
+        {"gelu": "tanh"},
+        {"layer_norm_eps": 1e-3},
+        {"pooling": "mean"},
+        {"pooling": "map"},
+        {"positions": "sincos2d_mae"},
+        {"norm": "rms"},
+        {"qk_norm": True},
+        {"parallel": True},
+        {"mlp": "swiglu"},
+        {"mlp_norm": True},
+        {"num_registers": 2},
+    ):
         assert (logits(**changes) - plain).abs().max() > 1e-5, changes
 
 
@@ -96,12 +118,11 @@ def test_initial_weights_follow_the_seed_only() -> None:
     assert not torch.equal(first.blocks[0].attn.qkv.weight, first.blocks[1].attn.qkv.weight)
 
 
-def test_sincos_positions_are_added_to_the_tokens() -> None:
-    model = config(positions="sincos2d_mae", depth=1)
-    vit = built(model)
-    image_BCHW = torch.randn(1, 2, 24, 24)
-    learned = built(config(depth=1))
-    learned.load_state_dict({**vit.state_dict(), "pos_embed": vit.fixed_positions.like(vit.cls_token, grid=Grid(rows=3, columns=3))})
+def test_sincos_positions_are_added_to_the_patches() -> None:
+    vit, learned = built(config(positions="sincos2d_mae", depth=1)), built(config(depth=1))
+    image_BCHW, grid = torch.randn(1, 2, 24, 24), Grid(rows=3, columns=3)
+    table = torch.cat([torch.zeros(1, 1, 32), vit.fixed_positions.like(vit.cls_token, grid=grid)], dim=1)
+    learned.load_state_dict({**vit.state_dict(), "pos_embed": table})
     assert torch.equal(vit(image_BCHW).pooled_BD, learned(image_BCHW).pooled_BD)
 
 
@@ -136,9 +157,9 @@ def test_every_block_goes_through_the_block_runner() -> None:
     image_BCHW = torch.randn(1, 2, 24, 24)
     plain = vit(image_BCHW).pooled_BD
 
-    def runner(index: int, block: torch.nn.Module, x_BND: torch.Tensor) -> torch.Tensor:
+    def runner(index: int, block: torch.nn.Module, x_BND: torch.Tensor, /, **context: object) -> torch.Tensor:
         seen.append(index)
-        return block(x_BND)
+        return block(x_BND, **context)
 
     vit.block_runner = runner
     assert torch.equal(vit(image_BCHW).pooled_BD, plain)
@@ -152,54 +173,60 @@ def test_computes_in_the_type_of_its_parameters() -> None:
     assert vit(image_BCHW).pooled_BD.dtype == torch.bfloat16
 
 
-def test_explicit_sizes_replace_the_variants() -> None:
-    shape = ViTConfig(variant="S/16", image_size=28, patch_size=7, depth=3, num_channels=1).shape
-    assert (shape.width, shape.depth, shape.mlp_width, shape.num_heads, shape.patch_size) == (384, 3, 1536, 6, 7)
-    assert (shape.grid, shape.num_tokens) == (4, 17)
+RANDOM = {"stochastic_depth": 0.5, "dropout": 0.2, "patch_dropout": 0.4}
 
 
-def test_mlp_width_defaults_to_four_times_the_width() -> None:
-    assert ViTConfig(image_size=8, patch_size=4, width=24, depth=1, num_heads=2).shape.mlp_width == 96
+def seeds(*values: int) -> dict[str, torch.Tensor]:
+    return {SEED_KEY: torch.tensor(values)}
 
 
-@pytest.mark.parametrize(
-    ("values", "problems"),
-    [
-        (
-            {"variant": "S/16", "image_size": 28},
-            ["image_size: 28 is not a multiple of model.patch_size 16; use for example 32"],
-        ),
-        (
-            {"image_size": 28, "width": 64},
-            [
-                "patch_size: required where no model.variant is given",
-                "num_heads: required where no model.variant is given",
-                "depth: required where no model.variant is given",
-            ],
-        ),
-        ({"variant": "XL/16", "image_size": 32}, ["variant: 'XL' is not a known size; known: mu, Ti, S, M, B, L, So400m, H, g,"]),
-        ({"variant": "S", "image_size": 32}, ["variant: 'S' names no patch size; write it after a slash, for example S/16"]),
-        ({"variant": "S/16", "image_size": 32, "num_heads": 5}, ["width: 384 is not a multiple of model.num_heads 5"]),
-        (
-            {**SMALL, "width": 30, "num_heads": 5, "positions": "sincos2d_mae"},
-            ["positions: sincos2d_mae needs a model.width of at least 8 that is a multiple of 4, not 30"],
-        ),
-        (
-            {**SMALL, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.0]},
-            [
-                "image_mean: give one number, or one for each of the model.num_channels 2, not 3",
-                "image_std: every number must be greater than 0",
-            ],
-        ),
-    ],
-)
-def test_wrong_sizes_are_all_named(values: dict, problems: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        decode(ModelConfig, values=values, source="run.yaml")
-    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
-    assert len(lines) == len(problems)
-    for line, problem in zip(lines, problems, strict=True):
-        assert line.startswith(problem)
+@pytest.mark.parametrize("changes", [{}, {"parallel": True}, {"pooling": "mean"}, {"num_registers": 2, "distillation_token": True}])
+def test_what_is_drawn_for_a_sample_does_not_depend_on_its_batch(changes: dict) -> None:
+    vit = built(config(**RANDOM, **changes, depth=4))
+    image_BCHW = torch.randn(6, 2, 24, 24)
+    together = vit(image_BCHW, draws=seeds(4, 8, 15, 16, 23, 42))
+    assert together.tokens_BND.shape[1] == vit.num_prefix + 5  # of 9 patches
+    for index, seed in enumerate((4, 8, 15, 16, 23, 42)):
+        alone = vit(image_BCHW[index : index + 1], draws=seeds(seed))
+        torch.testing.assert_close(alone.pooled_BD[0], together.pooled_BD[index], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", list(RANDOM))
+def test_nothing_is_random_without_draws(setting: str) -> None:
+    model, image_BCHW = config(**{setting: RANDOM[setting]}), torch.randn(4, 2, 24, 24)
+    vit, plain = built(model), built(config())
+    assert torch.equal(vit(image_BCHW).pooled_BD, plain(image_BCHW).pooled_BD)
+    drawn, other = vit(image_BCHW, draws=seeds(1, 2, 3, 4)).pooled_BD, vit(image_BCHW, draws=seeds(5, 6, 7, 8)).pooled_BD
+    assert not torch.allclose(drawn, other)
+    assert vit.draw_keys == {SEED_KEY}
+
+
+def test_recomputed_blocks_drop_what_they_dropped() -> None:
+    grads = []
+    for mode in ("none", "full"):
+        vit = built(config(**RANDOM))
+        apply_recompute(vit, mode=mode, every=1)
+        vit(torch.ones(4, 2, 24, 24), draws=seeds(1, 2, 3, 4)).pooled_BD.square().sum().backward()
+        grads.append([parameter.grad for parameter in vit.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_without_pooling_there_are_tokens_only() -> None:
+    features = built(config(pooling="none"))(torch.randn(2, 2, 24, 24))
+    assert (features.pooled_BD.shape, features.tokens_BND.shape) == ((2, 0), (2, 9, 32))
+
+
+def test_registers_come_between_class_token_and_patches_and_have_no_position() -> None:
+    with_registers, plain = built(config(num_registers=2, depth=1)), built(config(depth=1))
+    image_BCHW = torch.randn(1, 2, 24, 24)
+    grid = Grid(rows=3, columns=3)
+    with torch.no_grad():
+        with_registers.reg_token.fill_(7.0)
+        plain.pos_embed.copy_(with_registers.pos_embed.normal_())
+    expected_BND = plain._embed(image_BCHW, grid=grid, seed_B=None)
+    found_BND = with_registers._embed(image_BCHW, grid=grid, seed_B=None)
+    assert torch.equal(found_BND[:, [0, *range(3, 12)]], expected_BND)
+    assert torch.equal(found_BND[:, 1:3], torch.full((1, 2, 32), 7.0))
 
 
 @pytest.mark.parametrize("mode", ["timm", "dinov2", "google"])

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from timm.data.random_erasing import RandomErasing
 
 from vitscale.dist.seeding import CounterRng
-from vitscale.objectives.erasing import ErasingConfig, _hash, erase_images, normal_noise
+from vitscale.objectives.erasing import ErasingConfig, erase_images, normal_noise
 
 COUNT = 3000
 
@@ -94,17 +94,6 @@ def test_noise_is_normal_and_independent() -> None:
         assert distance(row_N.numpy(), normal) < 1.95 * math.sqrt(1 / 30_001 + 1 / 200_000)
     correlation = torch.corrcoef(torch.cat([noise_BN[:, :-1], noise_BN[:, 1:]]))  # between samples, and between neighbours
     assert (correlation - torch.eye(22)).abs().max() < 5 / math.sqrt(30_000)
-
-
-def test_the_hash_is_a_bijection_in_32_bits() -> None:
-    found = _hash(torch.cat([torch.arange(200_000), 2**32 - 1 - torch.arange(200_000)]))
-    assert found.unique().numel() == 400_000
-    assert found.min() >= 0
-    assert found.max() < 2**32
-    expected = 12345
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-        expected = ((expected ^ (expected >> shift)) * factor) % 2**32
-    assert _hash(torch.tensor([12345])).item() == expected ^ (expected >> 15)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vitscale.config import ConfigError, decode
 from vitscale.data.images.transforms import TrainTransform
@@ -11,6 +12,7 @@ from vitscale.data.types import InputSpec
 from vitscale.dist.seeding import CounterRng
 from vitscale.models import ViTConfig
 from vitscale.models.flops import step_flops
+from vitscale.nn.counter_hash import SEED_KEY, SeedSource
 from vitscale.nn.init import materialise
 from vitscale.objectives import ObjectiveConfig, Supervised, SupervisedConfig
 from vitscale.objectives.draws import WithDraws
@@ -276,3 +278,29 @@ def test_step_flops_include_the_head() -> None:
 def test_settings_without_effect_are_refused(settings: dict, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         decode(ObjectiveConfig, values={"num_classes": 3, **settings}, source="run.yaml")
+
+
+def test_both_heads_of_a_distilled_model_learn_the_label() -> None:
+    config = SupervisedConfig(num_classes=7)
+    objective = materialise(config.build(MODEL.model_copy(update={"distillation_token": True}).build()), seed=0)
+    for head in (objective.head, objective.head_dist):
+        nn.init.normal_(head.fc.weight, std=0.2)
+    found = batch()
+    first_BK, second_BK = objective._logits(objective.backbone.normalise(found["image"]), draws=None)
+    assert not torch.allclose(first_BK, second_BK)
+    expected = (F.cross_entropy(first_BK, found["label"]) + F.cross_entropy(second_BK, found["label"])) / 2
+    torch.testing.assert_close(objective(found, step=0).loss, expected)
+    torch.testing.assert_close(objective.predict(found), (first_BK + second_BK) / 2)
+
+
+def test_what_the_model_draws_comes_with_the_batch_and_is_for_training_only() -> None:
+    model = MODEL.model_copy(update={"dropout": 0.5})
+    objective = materialise(SupervisedConfig(num_classes=7).build(model.build()), seed=0)
+    assert SEED_KEY in objective.batch_keys
+    inputs = InputSpec(image_size=16, num_channels=1, draws=model.draw_sources)
+    transform = SupervisedConfig(num_classes=7).sample_transform(inputs)
+    assert (transform.key, type(transform.source)) == (SEED_KEY, SeedSource)
+    nn.init.normal_(objective.head.fc.weight)
+    losses = [objective({**batch(), SEED_KEY: torch.arange(8) + first}, step=0).loss for first in (0, 0, 8)]
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(objective.predict(batch()), objective.predict({**batch(), SEED_KEY: torch.arange(8)}))

@@ -1,8 +1,12 @@
 """The memory estimate: ZeRO's arithmetic, and monotone in everything that can only cost more."""
 
 import pytest
+import torch
 
 from vitscale.models import BlockShape, ViTConfig
+from vitscale.nn.context import BlockContext
+from vitscale.nn.init import materialise
+from vitscale.nn.resample import Grid
 from vitscale.plan.memory import ModelSize, estimate_memory
 
 B16 = ModelSize(num_parameters=86_567_656, blocks=ViTConfig(variant="B/16", image_size=224).shape.blocks)
@@ -74,10 +78,10 @@ def test_blocks_of_several_sizes_are_added_up() -> None:
     wide = BlockShape(width=64, mlp_width=256, num_tokens=4, attended_tokens=4)
     long = BlockShape(width=32, mlp_width=128, num_tokens=16, attended_tokens=4)
     size = ModelSize(num_parameters=1000, blocks=(long, wide))
-    # fp32, one image: 16 tensors of a block kept whole, 1 of one recomputed, 3 outside of the blocks.
-    assert estimate(size, precision="fp32", micro_batch=1).activations == 4 * (16 * (16 * 32 + 4 * 64) + 3 * 16 * 32)
+    # fp32, one image: 16 tensors of a block kept whole, 17 with windows, 1 of one recomputed, 3 outside of the blocks.
+    assert estimate(size, precision="fp32", micro_batch=1).activations == 4 * (17 * 16 * 32 + 16 * 4 * 64 + 3 * 16 * 32)
     recomputed = estimate(size, precision="fp32", micro_batch=1, recompute="full", recompute_every=2).activations
-    assert recomputed == 4 * (16 * 32 + 16 * 4 * 64 + 16 * 16 * 32 + 3 * 16 * 32)
+    assert recomputed == 4 * (16 * 32 + 16 * 4 * 64 + 17 * 16 * 32 + 3 * 16 * 32)
     stage_3 = estimate(size, precision="fp32", zero_stage=3, world_size=1000)
     assert stage_3.weights == 4 * (1 + 2 * 64 * (4 * 64 + 2 * 256))
 
@@ -93,3 +97,40 @@ def test_offload_moves_the_optimizer_and_its_gradients_to_the_host(zero_stage: i
     assert memory.total == memory.weights + memory.gradients + memory.activations
     assert estimate(zero_stage=zero_stage, offload_optimizer=True, device="cpu").host == 0
     assert estimate(zero_stage=zero_stage).host == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layer_scale": 0.1},
+        {"mlp": "swiglu", "mlp_norm": True},
+        {"qk_norm": True},
+        {"parallel": True, "layer_scale": 0.1},
+        {"window": 3},
+    ],
+)
+def test_what_a_block_keeps_for_backward_is_what_is_counted(changes: dict) -> None:
+    config = ViTConfig.model_validate({"variant": "mu/2", "width": 64, "mlp_width": 256, "image_size": 16, "pooling": "mean", **changes})
+    with torch.device("meta"):
+        block = config.build().blocks[0]
+    materialise(block, seed=0)
+    owned = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    context = BlockContext(grid=Grid(8, 8), num_prefix=0)
+    x_BND = torch.randn(1, 64, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y_BND = block(x_BND, context=context)
+    assert y_BND.shape == x_BND.shape
+    outside = 3 * 64 * 64
+    estimated = estimate(
+        ModelSize(num_parameters=0, blocks=config.shape.blocks[:1]), precision="fp32", micro_batch=1, world_size=1
+    ).activations
+    assert estimated - 4 * outside == pytest.approx(sum(kept.values()), rel=0.05)

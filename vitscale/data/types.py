@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from vitscale.config import DataError
-from vitscale.dist.seeding import CounterRng
+from vitscale.dist.seeding import CounterRng, DrawSource
 
 Batch = dict[str, Tensor]
 """Named tensors whose first dimension is the sample.
@@ -82,6 +82,8 @@ class InputSpec:
     image_size: int
     num_channels: int
     jpeg_decoder: JpegDecoder = "simplejpeg"
+    draws: Mapping[str, DrawSource] = field(default_factory=dict)
+    """What the model wants drawn for each training sample, by batch key."""
 
 
 class SampleTransform(Protocol):

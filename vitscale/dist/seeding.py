@@ -7,6 +7,7 @@ BLAKE2b over the text of the parts. Both are written out here so that no library
 import hashlib
 import math
 import operator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -95,3 +96,11 @@ class CounterRng:
         """A Beta(a, b) draw as a ratio of gammas; 0.5 where both underflow (a and b far below 0.01)."""
         x, y = self.gamma(a), self.gamma(b)
         return x / (x + y) if x + y > 0.0 else 0.5
+
+
+class DrawSource(Protocol):
+    """What decides the numbers that are drawn for a sample. Picklable: loader processes call it."""
+
+    def draw(self, rng: CounterRng, *, image_size: int) -> npt.NDArray[np.generic]:
+        """The numbers for one square image of `image_size` pixels; the same shape and type for every sample."""
+        ...

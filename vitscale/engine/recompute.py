@@ -37,15 +37,15 @@ class Recompute:
     mode: RecomputeMode
     every: int = 1
 
-    def __call__(self, index: int, block: nn.Module, tokens: Tensor, /) -> Tensor:
-        """Run block number `index` on its input."""
+    def __call__(self, index: int, block: nn.Module, tokens: Tensor, /, **context: Any) -> Tensor:
+        """Run block number `index` on its input and what else it takes."""
         if index % self.every or not torch.is_grad_enabled():
-            result: Tensor = block(tokens)
+            result: Tensor = block(tokens, **context)
             return result
         if self.mode == "full":
-            return _tensor(checkpoint(block, tokens, use_reentrant=False))
+            return _tensor(checkpoint(block, tokens, use_reentrant=False, **context))
         contexts = partial(create_selective_checkpoint_contexts, _policy)
-        return _tensor(checkpoint(block, tokens, use_reentrant=False, context_fn=contexts))
+        return _tensor(checkpoint(block, tokens, use_reentrant=False, context_fn=contexts, **context))
 
 
 def apply_recompute(backbone: nn.Module, *, mode: RecomputeMode, every: int) -> None:

@@ -3,15 +3,25 @@
 # B batch, C channels, H height, W width, N tokens, D model width
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-BlockRunner = Callable[[int, nn.Module, Tensor], Tensor]
-"""Runs block number i on its input. The engine puts its own in place to recompute activations."""
+from vitscale.config import Config
+from vitscale.dist.seeding import DrawSource
+
+
+class BlockRunner(Protocol):
+    """Runs block number i on its input and what else it takes, by keyword. The engine puts its own in place to recompute activations."""
+
+    def __call__(self, index: int, block: nn.Module, x_BND: Tensor, /, **context: Any) -> Tensor: ...
+
+
+Draws = Mapping[str, Tensor]
+"""Numbers drawn for each sample, by batch key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +36,32 @@ class BlockShape:
     """Tokens that each token attends to: all of them, or those of its window."""
     padding_tokens: int = 0
     """Further tokens that only the attention sees, to fill its windows."""
+    num_score_heads: int = 0
+    """Heads whose scores are kept for backward: those with a trained bias, for which the fused kernels have no gradient."""
+    is_gated: bool = False
+    """Whether the MLP has three matrices instead of two."""
+    is_parallel: bool = False
+    """Whether attention and MLP share one norm."""
+    qk_norm: bool = False
+    mlp_norm: bool = False
+    layer_scale: bool = False
 
     @property
     def num_weights(self) -> int:
         """Elements of the block's matrices."""
-        return self.width * (4 * self.width + 2 * self.mlp_width)
+        return self.width * (4 * self.width + self._mlp_matrices * self.mlp_width)
 
     @property
     def forward_flops(self) -> int:
         """FLOPs of the forward pass of one image."""
         in_attention = self.num_tokens + self.padding_tokens
-        projections = 2 * in_attention * 4 * self.width**2
+        projections = 2 * (3 * in_attention + self.num_tokens) * self.width**2
         attention = 4 * in_attention * self.attended_tokens * self.width
-        return projections + attention + 4 * self.num_tokens * self.width * self.mlp_width
+        return projections + attention + 2 * self._mlp_matrices * self.num_tokens * self.width * self.mlp_width
+
+    @property
+    def _mlp_matrices(self) -> int:
+        return 3 if self.is_gated else 2
 
 
 class BackboneShape(Protocol):
@@ -75,6 +98,11 @@ class BackboneShape(Protocol):
         ...
 
     @property
+    def is_distilled(self) -> bool:
+        """Whether there is a distillation token, for a head of its own."""
+        ...
+
+    @property
     def blocks(self) -> tuple[BlockShape, ...]:
         """Every block in the order in which they run; in a hierarchical model they differ."""
         ...
@@ -88,13 +116,24 @@ class BackboneShape(Protocol):
 class Features(NamedTuple):
     """What a backbone makes of a batch of images.
 
-    `pooled_BD` is one normalised vector per image. `tokens_BND` are the last block's outputs before the final norm, so
-    that nothing is computed which is not used; `backbone.norm(tokens_BND)` normalises them.
+    `pooled_BD` is one normalised vector per image, of width 0 in a model without pooling. `tokens_BND` are the last block's outputs
+    before the final norm, so that nothing is computed which is not used; `backbone.norm(tokens_BND)` normalises them.
+    `distilled_BD` is the normalised distillation token, where there is one.
     """
 
     # A tuple because DeepSpeed's ZeRO-3 hooks look for tensors in tuples, lists and dicts only.
     pooled_BD: Tensor
     tokens_BND: Tensor
+    distilled_BD: Tensor | None = None
+
+
+class BackboneConfig(Config):
+    """What configurations of all kinds of backbones have in common."""
+
+    @property
+    def draw_sources(self) -> dict[str, DrawSource]:
+        """What the loader draws for each training sample, by batch key: all the randomness of the model."""
+        return {}
 
 
 class Backbone(nn.Module, ABC):
@@ -107,6 +146,10 @@ class Backbone(nn.Module, ABC):
     blocks: nn.ModuleList
     norm: nn.Module
     block_runner: BlockRunner
+    is_distilled: bool = False
+    """Whether features have a `distilled_BD`."""
+    draw_keys: frozenset[str] = frozenset()
+    """What `draws` holds in training."""
 
     @property
     @abstractmethod
@@ -118,11 +161,14 @@ class Backbone(nn.Module, ABC):
         """uint8 (B, C, H, W) to normalised images of the compute type on the same device."""
 
     @abstractmethod
-    def forward(self, image_BCHW: Tensor) -> Features:
-        """Normalised images (B, C, H, W) to features; sides other than `image_size` are multiples of the patch size."""
+    def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:
+        """Normalised images (B, C, H, W) to features; sides other than `image_size` are multiples of the patch size.
+
+        In training `draws` decides what is dropped; without it nothing is random.
+        """
 
 
-def run_block(index: int, block: nn.Module, x_BND: Tensor) -> Tensor:  # noqa: ARG001  (a BlockRunner)
+def run_block(index: int, block: nn.Module, x_BND: Tensor, /, **context: Any) -> Tensor:  # noqa: ARG001  (a BlockRunner)
     """The plain block runner: just calls the block."""
-    y_BND: Tensor = block(x_BND)
+    y_BND: Tensor = block(x_BND, **context)
     return y_BND

@@ -1,6 +1,8 @@
-"""The named sizes of plain vision transformers."""
+"""Vision transformers by name: plain sizes, and published models with all the settings that make them what they are."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +17,24 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A size with a patch side, written as in the papers: `S/16`."""
+    """A size with a patch side, written as in the papers: `S/16`; of a published model also the settings that it fixes."""
 
     size: Size
     patch_size: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A published model: its size, the patch sides it was published with, and the settings of `ViTConfig` that it fixes."""
+
+    size: Size
+    patch_sizes: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+FREE_SETTINGS = ("variant", "mlp_width", "image_mean", "image_std", "resampling")
+"""Settings that a variant only proposes: sizes, how images are normalised and positions resampled."""
 
 
 # Ti to G: Dosovitskiy et al. 2021, Touvron et al. 2021 and Zhai et al. 2022, as in big_vision's models/vit.py, `decode_variant`.
@@ -38,16 +54,81 @@ SIZES: dict[str, Size] = {
     "e": Size(width=1792, depth=56, mlp_width=15360, num_heads=16),
     # The size of DINOv3's 7B, whose gated MLP has three matrices of 8192; two of 12288 hold as many parameters.
     "7B": Size(width=4096, depth=40, mlp_width=12288, num_heads=32),
-    # The size of ViT-22B (Dehghani et al. 2023), as a plain pre-norm model.
+    # The size of ViT-22B (Dehghani et al. 2023) as a plain pre-norm model; ViT-22B below is the one of the paper.
     "22B": Size(width=6144, depth=48, mlp_width=24576, num_heads=48),
 }
 
 
+SIZE_PATCHES: dict[str, tuple[int, ...]] = {
+    "B": (16, 32),
+    "L": (16, 14),
+    "So400m": (14,),
+    "H": (14,),
+    "g": (14,),
+    "G": (14,),
+    "e": (14,),
+    "22B": (14,),
+}
+"""Patch sides that plain sizes are published with, where it is not 16."""
+
+_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+_DEIT = {**_IMAGENET, "resampling": "deit"}
+_DEIT_3 = {**_DEIT, "prefix_positions": False, "layer_scale": 1e-6}
+_DINOV2 = {**_IMAGENET, "layer_scale": 1e-5, "resampling": "dinov2"}
+_REGISTERS = {"num_registers": 4, "resampling": "dinov2_reg"}
+_SIGLIP = {"pooling": "map", "gelu": "tanh", "resampling": "siglip2"}
+_MAE = {**_IMAGENET, "positions": "sincos2d_mae", "class_token": True, "pooling": "mean", "norm_place": "pooled"}
+_GIANT_2 = Size(width=1536, depth=40, mlp_width=6144, num_heads=24)
+
+MODELS_BY_NAME: dict[str, Model] = {
+    # Touvron et al. 2021; facebookresearch/deit, models.py. The distilled ones have a second token and a second head.
+    **{f"DeiT-{size}": Model(size=SIZES[size], patch_sizes=(16,), settings=_DEIT) for size in ("Ti", "S", "B")},
+    **{
+        f"DeiT-distilled-{size}": Model(size=SIZES[size], patch_sizes=(16,), settings={**_DEIT, "distillation_token": True})
+        for size in ("Ti", "S", "B")
+    },
+    # Touvron et al. 2022; facebookresearch/deit, models_v2.py.
+    **{
+        f"DeiT3-{size}": Model(size=SIZES[size], patch_sizes=(14,) if size == "H" else (16,), settings=_DEIT_3)
+        for size in ("S", "M", "B", "L", "H")
+    },
+    # Oquab et al. 2024, Darcet et al. 2024; facebookresearch/dinov2, models/vision_transformer.py.
+    **{
+        f"DINOv2{suffix}-{size}": Model(size=SIZES[size], patch_sizes=(14,), settings={**_DINOV2, **registers})
+        for suffix, registers in (("", {}), ("-reg", _REGISTERS))
+        for size in ("S", "B", "L")
+    },
+    "DINOv2-g": Model(size=_GIANT_2, patch_sizes=(14,), settings={**_DINOV2, "mlp": "swiglu"}),
+    "DINOv2-reg-g": Model(size=_GIANT_2, patch_sizes=(14,), settings={**_DINOV2, **_REGISTERS, "mlp": "swiglu"}),
+    # Tschannen et al. 2025; google-research/big_vision, models/vit.py and configs/proj/image_text.
+    **{
+        f"SigLIP2-{size}": Model(size=SIZES[size], patch_sizes=patches, settings=_SIGLIP)
+        for size, patches in (("B", (16, 32)), ("L", (16,)), ("So400m", (14, 16)), ("g-opt", (16,)))
+    },
+    # He et al. 2022; facebookresearch/mae, models_vit.py with global_pool, as it is fine-tuned.
+    **{f"MAE-{size}": Model(size=SIZES[size], patch_sizes=(14,) if size == "H" else (16,), settings=_MAE) for size in ("B", "L", "H")},
+    # Dehghani et al. 2023, section 2: norms without centring and bias, no bias in the projections of queries, keys and values.
+    "ViT-22B": Model(
+        size=SIZES["22B"],
+        patch_sizes=(14,),
+        settings={"parallel": True, "qk_norm": True, "qkv_bias": "none", "norm": "rms", "pooling": "map", "gelu": "tanh"},
+    ),
+}
+
+
 def parse_variant(name: str) -> Variant:
-    """`S/16` to the size S with patches of 16. Raises `ValueError` that says what is known."""
-    size_name, slash, patch = name.partition("/")
-    if size_name not in SIZES:
-        raise ValueError(f"{size_name!r} is not a known size; known: {', '.join(SIZES)}")
+    """`S/16` to the size S with patches of 16, `DINOv2-S/14` to that model. Raises `ValueError` that says what is known."""
+    base, slash, patch = name.partition("/")
+    model = MODELS_BY_NAME.get(base)
+    if model is None and base not in SIZES:
+        raise ValueError(f"{base!r} is not a known size or model; sizes: {', '.join(SIZES)}; models: {', '.join(MODELS_BY_NAME)}")
     if not slash or not patch.isdecimal() or int(patch) < 1:
-        raise ValueError(f"{name!r} names no patch size; write it after a slash, for example {size_name}/16")
-    return Variant(size=SIZES[size_name], patch_size=int(patch))
+        raise ValueError(f"{name!r} names no patch size; write it after a slash, for example {base}/{known_patches(base)[0]}")
+    if model is None:
+        return Variant(size=SIZES[base], patch_size=int(patch))
+    return Variant(size=model.size, patch_size=int(patch), settings=model.settings)
+
+
+def known_patches(name: str) -> tuple[int, ...]:
+    """The patch sides that a size or model is published with."""
+    return MODELS_BY_NAME[name].patch_sizes if name in MODELS_BY_NAME else SIZE_PATCHES.get(name, (16,))

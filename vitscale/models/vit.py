@@ -1,215 +1,42 @@
-"""The plain vision transformer (Dosovitskiy et al. 2021): pre-norm blocks over patch tokens, and its configuration."""
+"""The vision transformer (Dosovitskiy et al. 2021): pre-norm blocks over patch tokens, with every switch of its descendants."""
 
-# B batch, C channels, H height, W width, N tokens, D width
-
-from dataclasses import dataclass
-from typing import Annotated, Literal
+# B batch, C channels, H height, W width, N tokens, P patches, D width
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from vitscale.config import Config
-from vitscale.models.base import Backbone, BlockRunner, BlockShape, Features, run_block
-from vitscale.models.variants import parse_variant
-from vitscale.nn.attention import Attention
+from vitscale.models.base import Backbone, BlockRunner, Draws, Features, run_block
+from vitscale.models.vit_settings import ViTSettings
+from vitscale.models.vit_shape import ViTShape
+from vitscale.nn.block import Block, ParallelBlock
+from vitscale.nn.context import BlockContext
+from vitscale.nn.counter_hash import SEED_KEY
+from vitscale.nn.dropout import Dropout, kept_patches, take_patches
 from vitscale.nn.init import set_init, zeros
-from vitscale.nn.layers import layer_norm
-from vitscale.nn.mlp import Gelu, Mlp
+from vitscale.nn.layers import norm_layer
 from vitscale.nn.patch_embed import PatchEmbed
-from vitscale.nn.pooling import Pooling, pool_tokens
+from vitscale.nn.pooling import AttentionPool, pool_tokens
 from vitscale.nn.position_table import CLASS_ROW, GridTable, set_table
-from vitscale.nn.positions import FixedPositions, Positions, learned_positions
+from vitscale.nn.positions import FixedPositions, learned_positions
 from vitscale.nn.preprocess import Normaliser
-from vitscale.nn.resample import Grid, PositionMode, resample_positions
-
-Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTShape:
-    """The sizes that decide a ViT's parameters, FLOPs and memory. Lengths of images and patches are in pixels."""
-
-    width: int
-    depth: int
-    mlp_width: int
-    num_heads: int
-    patch_size: int
-    image_size: int
-    num_channels: int
-    class_token: bool
-    learned_positions: bool
-
-    @property
-    def grid(self) -> int:
-        """Patches per side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Patches and the class token, where there is one."""
-        return self.grid**2 + int(self.class_token)
-
-    @property
-    def blocks(self) -> tuple[BlockShape, ...]:
-        """Every block; they are all alike."""
-        tokens = self.num_tokens
-        return self.depth * (BlockShape(width=self.width, mlp_width=self.mlp_width, num_tokens=tokens, attended_tokens=tokens),)
-
-    @property
-    def forward_flops(self) -> int:
-        """FLOPs of the forward pass of one image, without a head."""
-        patch_embed = 2 * self.grid**2 * self.num_channels * self.patch_size**2 * self.width
-        return sum(block.forward_flops for block in self.blocks) + patch_embed
+from vitscale.nn.resample import Grid, resample_positions
+from vitscale.nn.stochastic_depth import kept_samples
 
 
-class ViTConfig(Config):
-    """A plain pre-norm vision transformer, by name, by sizes, or by name with some sizes replaced."""
-
-    kind: Literal["vit"] = "vit"
-    variant: str | None = None
-    """Size and patch, for example S/16: mu, Ti, S, M, B, L, So400m, H, g, g-opt, G, G-opt, e, 7B or 22B, and any patch size.
-    null: give width, depth, num_heads and patch_size."""
-    patch_size: Count | None = None
-    """Side of a patch in pixels; replaces the variant's."""
-    image_size: int = Field(ge=1)
-    """Side of the square input in pixels, a multiple of the patch size."""
-    num_channels: int = Field(default=3, ge=1)
-    """Channels of the input: 3 for colour, 1 for grey."""
-    num_heads: Count | None = None
-    """Attention heads; replaces the variant's."""
-    width: Count | None = None
-    """Width of the token vectors, a multiple of the number of heads; replaces the variant's."""
-    depth: Count | None = None
-    """Number of blocks; replaces the variant's."""
-    mlp_width: Count | None = None
-    """Hidden width of the MLP; replaces the variant's. null without a variant: 4 times the width."""
-    gelu: Gelu = "exact"
-    """exact: by the error function (timm, Hugging Face). tanh: the approximation that Google's released models use."""
-    positions: Positions = "learned"
-    """learned: a trained table. sincos2d_mae, sincos2d_big_vision: fixed 2-D sines and cosines; the width is then a multiple of 4."""
-    resampling: PositionMode = "timm"
-    """How the learned table is resampled for images of another size, here and where another model starts from these weights: by the
-    name of the system that they come from, see docs/resampling.md."""
-    pooling: Pooling = "cls"
-    """cls: a class token. mean: the average of the patch tokens, without a class token."""
-    layer_norm_eps: float = Field(default=1e-6, gt=0)
-    """Added to the variance in layer norms: 1e-6 in Google's and timm's models, 1e-12 by default in Hugging Face's."""
-    image_mean: tuple[float, ...] = (0.5,)
-    """Subtracted from the image, in units where white is 1: one number per channel, or one for all."""
-    image_std: tuple[float, ...] = (0.5,)
-    """Divides the image after that: one number per channel, or one for all."""
-
-    @field_validator("variant")
-    @classmethod
-    def _variant_is_known(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_variant(value)
-        return value
-
-    @field_validator("patch_size", "num_heads", "width", "depth")
-    @classmethod
-    def _size_is_given(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is None and info.data.get("variant", "unknown") is None:
-            raise ValueError("required where no model.variant is given")
-        return value
-
-    @field_validator("image_size")
-    @classmethod
-    def _patches_tile_the_image(cls, value: int, info: ValidationInfo) -> int:
-        patch = _resolved("patch_size", info)
-        if patch is not None and value % patch:
-            raise ValueError(f"{value} is not a multiple of model.patch_size {patch}; use for example {-(-value // patch) * patch}")
-        return value
-
-    @field_validator("width")
-    @classmethod
-    def _heads_divide_the_width(cls, value: int | None, info: ValidationInfo) -> int | None:
-        width, heads = value or _resolved("width", info), _resolved("num_heads", info)
-        if width is not None and heads is not None and width % heads:
-            raise ValueError(f"{width} is not a multiple of model.num_heads {heads}")
-        return value
-
-    @field_validator("positions")
-    @classmethod
-    def _width_fits_the_table(cls, value: Positions, info: ValidationInfo) -> Positions:
-        width = _resolved("width", info)
-        if value != "learned" and width is not None and (width % 4 or width < 8):
-            raise ValueError(f"{value} needs a model.width of at least 8 that is a multiple of 4, not {width}")
-        return value
-
-    @field_validator("image_mean", "image_std")
-    @classmethod
-    def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        channels = info.data.get("num_channels", len(value))
-        if len(value) not in (1, channels):
-            raise ValueError(f"give one number, or one for each of the model.num_channels {channels}, not {len(value)}")
-        if info.field_name == "image_std" and min(value) <= 0:
-            raise ValueError("every number must be greater than 0")
-        return value
-
-    @property
-    def shape(self) -> ViTShape:
-        """The sizes with the variant's filled in."""
-        variant = parse_variant(self.variant) if self.variant is not None else None
-        size = variant.size if variant else None
-        width = self.width or (size and size.width)
-        depth = self.depth or (size and size.depth)
-        num_heads = self.num_heads or (size and size.num_heads)
-        patch_size = self.patch_size or (variant and variant.patch_size)
-        assert width, "validation lets no size be missing"
-        assert depth, "validation lets no size be missing"
-        assert num_heads, "validation lets no size be missing"
-        assert patch_size, "validation lets no size be missing"
-        return ViTShape(
-            width=width,
-            depth=depth,
-            mlp_width=self.mlp_width or (size.mlp_width if size else 4 * width),
-            num_heads=num_heads,
-            patch_size=patch_size,
-            image_size=self.image_size,
-            num_channels=self.num_channels,
-            class_token=self.pooling == "cls",
-            learned_positions=self.positions == "learned",
-        )
+class ViTConfig(ViTSettings):
+    """A pre-norm vision transformer, by name, by sizes, or by name with some sizes replaced."""
 
     def build(self) -> "ViT":
         """The model, with parameters on the current default device; see nn/init.py for their values."""
         return ViT(self)
 
 
-def _resolved(name: str, info: ValidationInfo) -> int | None:
-    """The size called `name` as given before, else the variant's; None where either was refused."""
-    given = info.data.get(name)
-    if given is not None or info.data.get("variant") is None:
-        return given
-    variant = parse_variant(info.data["variant"])
-    value: int = variant.patch_size if name == "patch_size" else getattr(variant.size, name)
-    return value
-
-
-class Block(nn.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
-
-    def __init__(self, *, width: int, num_heads: int, mlp_width: int, gelu: Gelu, layer_norm_eps: float) -> None:
-        super().__init__()
-        self.norm1 = layer_norm(width, eps=layer_norm_eps)
-        self.attn = Attention(width=width, num_heads=num_heads)
-        self.norm2 = layer_norm(width, eps=layer_norm_eps)
-        self.mlp = Mlp(width=width, hidden_width=mlp_width, gelu=gelu)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
-        x_BND = x_BND + self.attn(self.norm1(x_BND))
-        y_BND: Tensor = x_BND + self.mlp(self.norm2(x_BND))
-        return y_BND
-
-
 class ViT(Backbone):
-    """Patch tokens, perhaps a class token, positions, pre-norm blocks, final norm, pooling.
+    """Prefix and patch tokens, positions, pre-norm blocks, final norm, pooling.
 
-    Initial values follow google-research/big_vision (models/vit.py): Glorot uniform for every projection of a block, tiny normal
-    MLP biases, LeCun normal patch embedding, class token and other biases zeros; learned positions normal(0.02) as in vit_jax.
+    Tokens come in the order class, distillation, registers, patches row by row. Initial values follow google-research/big_vision
+    (models/vit.py): Glorot uniform for every projection of a block, tiny normal MLP biases, LeCun normal patch embedding, prefix
+    tokens and other biases zeros; learned positions normal(0.02) as in vit_jax.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -219,25 +46,34 @@ class ViT(Backbone):
         self.image_size = shape.image_size
         self.patch_size = shape.patch_size
         self.num_channels = shape.num_channels
+        self.num_prefix = shape.num_prefix
+        self.num_prefix_positions = shape.num_prefix_positions
         self.pooling = config.pooling
         self.resampling = config.resampling
+        self.norm_place = config.norm_place
+        self.is_distilled = shape.is_distilled
+        self.draw_keys = frozenset(config.draw_sources)
         self.block_runner: BlockRunner = run_block
         self.normaliser = Normaliser(mean=config.image_mean, std=config.image_std)
+        self.embedding_dropout = Dropout(rate=config.dropout, site=0)
+        self.patch_dropout = config.patch_dropout
         self.patch_embed = PatchEmbed(num_channels=shape.num_channels, patch_size=shape.patch_size, width=shape.width)
-        self.cls_token = set_init(nn.Parameter(torch.empty(1, 1, shape.width)), zeros()) if shape.class_token else None
+        self.cls_token = _tokens(int(shape.class_token), width=shape.width)
+        self.dist_token = _tokens(int(shape.is_distilled), width=shape.width)
+        self.reg_token = _tokens(shape.num_registers, width=shape.width)
         self.pos_embed: nn.Parameter | None = None
         self.fixed_positions: FixedPositions | None = None
-        if shape.learned_positions:
-            table = GridTable(grid=Grid(rows=shape.grid, columns=shape.grid), prefix=(CLASS_ROW,) if shape.class_token else ())
-            self.pos_embed = set_table(learned_positions(num_tokens=shape.num_tokens, width=shape.width), table)
-        else:
-            self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=shape.class_token)
-        eps = config.layer_norm_eps
-        self.blocks = nn.ModuleList(
-            Block(width=shape.width, num_heads=shape.num_heads, mlp_width=shape.mlp_width, gelu=config.gelu, layer_norm_eps=eps)
-            for _ in range(shape.depth)
-        )
-        self.norm = layer_norm(shape.width, eps=eps)
+        if config.positions == "learned":
+            table = GridTable(grid=Grid(rows=shape.grid, columns=shape.grid), prefix=_rows_of_prefix(shape))
+            self.pos_embed = set_table(learned_positions(num_tokens=shape.num_positions, width=shape.width), table)
+        elif config.positions != "none":
+            self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=False)
+        block = ParallelBlock if config.parallel else Block
+        specs = [config.block_spec(index) for index in range(shape.depth)]
+        self.drop_rates = [spec.drop_rate for spec in specs for _ in range(block.num_branches)]
+        self.blocks = nn.ModuleList(block(spec, index=index) for index, spec in enumerate(specs))
+        self.norm = norm_layer(config.norm, width=shape.width, eps=config.layer_norm_eps)
+        self.attn_pool = _attention_pool(config) if config.pooling == "map" else None
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -248,31 +84,88 @@ class ViT(Backbone):
         """uint8 (B, C, H, W) to normalised images of the compute type on the same device."""
         return self.normaliser(image_BCHW, dtype=self.compute_dtype)
 
-    def forward(self, image_BCHW: Tensor) -> Features:
-        """Normalised images (B, C, H, W) to features. With a class token, `tokens_BND` has it first.
+    def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:
+        """Normalised images (B, C, H, W) to features, whose `tokens_BND` begin with the prefix tokens.
 
         Both sides are multiples of the patch size. Away from `image_size` a learned table is resampled to the grid at hand by
-        `model.resampling`, and trained through; a fixed one is that of the grid at hand.
+        `model.resampling`, and trained through; a fixed one is that of the grid at hand. Patch dropout leaves `tokens_BND` without
+        the dropped patches.
         """
-        x_BND = self._embed(image_BCHW)
-        for index, block in enumerate(self.blocks):
-            x_BND = self.block_runner(index, block, x_BND)
-        return Features(pooled_BD=pool_tokens(x_BND, norm=self.norm, pooling=self.pooling), tokens_BND=x_BND)
-
-    def _embed(self, image_BCHW: Tensor) -> Tensor:
-        x_BND: Tensor = self.patch_embed(image_BCHW)
-        if self.cls_token is not None:
-            x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+        seed_B = None if draws is None else draws.get(SEED_KEY)
         grid = Grid(rows=image_BCHW.shape[2] // self.patch_size, columns=image_BCHW.shape[3] // self.patch_size)
+        x_BND = self._embed(image_BCHW, grid=grid, seed_B=seed_B)
+        kept = () if seed_B is None else kept_samples(seed_B, rates=self.drop_rates)
+        context = BlockContext(grid=grid, num_prefix=self.num_prefix, seed_B=seed_B, kept=kept)
+        for index, block in enumerate(self.blocks):
+            x_BND = self.block_runner(index, block, x_BND, context=context)
+        distilled_BD = self.norm(x_BND[:, 1]) if self.is_distilled else None
+        return Features(pooled_BD=self._pool(x_BND), tokens_BND=x_BND, distilled_BD=distilled_BD)
+
+    def _embed(self, image_BCHW: Tensor, *, grid: Grid, seed_B: Tensor | None) -> Tensor:
+        x_BND: Tensor = self.patch_embed(image_BCHW)
+        prefix = [token.expand(x_BND.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
+        registers = [] if self.reg_token is None else [self.reg_token.expand(x_BND.shape[0], -1, -1)]
+        if self.num_prefix_positions:
+            x_BND = self._with_positions(torch.cat([*prefix, x_BND], dim=1), grid=grid)
+            prefix = [x_BND[:, : self.num_prefix_positions]] if registers else []
+            x_BND = x_BND[:, self.num_prefix_positions :] if registers else x_BND
+        else:
+            x_BND = self._with_positions(x_BND, grid=grid)
+        joined = [*prefix, *registers, x_BND]
+        x_BND = torch.cat(joined, dim=1) if len(joined) > 1 else x_BND
+        if seed_B is not None:
+            x_BND = self._drop_patches(self.embedding_dropout(x_BND, seed_B=seed_B), seed_B=seed_B)
+        return x_BND
+
+    def _with_positions(self, x_BND: Tensor, *, grid: Grid) -> Tensor:
+        """Tokens plus the positions of all that have one."""
         if self.pos_embed is not None:
             return x_BND + self._learned_positions(self.pos_embed, grid=grid)
-        assert self.fixed_positions is not None
-        return x_BND + self.fixed_positions.like(x_BND, grid=grid)
+        return x_BND if self.fixed_positions is None else x_BND + self.fixed_positions.like(x_BND, grid=grid)
 
     def _learned_positions(self, table_1ND: Tensor, *, grid: Grid) -> Tensor:
         side = self.image_size // self.patch_size
         own = Grid(rows=side, columns=side)
         if grid == own:
             return table_1ND
-        num_prefix = 0 if self.cls_token is None else 1
+        num_prefix = self.num_prefix_positions
         return resample_positions(table_1ND, source=own, target=grid, num_prefix=num_prefix, mode=self.resampling).to(table_1ND.dtype)
+
+    def _drop_patches(self, x_BND: Tensor, *, seed_B: Tensor) -> Tensor:
+        if not self.patch_dropout:
+            return x_BND
+        prefix_BND, patches_BPD = x_BND[:, : self.num_prefix], x_BND[:, self.num_prefix :]
+        kept_BK = kept_patches(seed_B, num_patches=patches_BPD.shape[1], rate=self.patch_dropout)
+        return torch.cat([prefix_BND, take_patches(patches_BPD, kept_BK)], dim=1)
+
+    def _pool(self, x_BND: Tensor) -> Tensor:
+        if self.pooling == "none":
+            return x_BND.new_empty(x_BND.shape[0], 0)
+        if self.pooling != "map":
+            return pool_tokens(x_BND, norm=self.norm, pooling=self.pooling, norm_place=self.norm_place, num_prefix=self.num_prefix)
+        assert self.attn_pool is not None
+        pooled_BD: Tensor = self.attn_pool(self.norm(x_BND)) if self.norm_place == "tokens" else self.norm(self.attn_pool(x_BND))
+        return pooled_BD
+
+
+def _tokens(count: int, *, width: int) -> nn.Parameter | None:
+    """`count` learned tokens (1, count, D); None without any."""
+    return set_init(nn.Parameter(torch.empty(1, count, width)), zeros()) if count else None
+
+
+def _rows_of_prefix(shape: ViTShape) -> tuple[str, ...]:
+    """Which prefix tokens have a row in the learned table, in its order."""
+    tokens = {CLASS_ROW: shape.class_token, "distillation": shape.is_distilled}
+    return tuple(name for name, exists in tokens.items() if exists and shape.prefix_positions)
+
+
+def _attention_pool(config: ViTConfig) -> AttentionPool:
+    shape = config.shape
+    return AttentionPool(
+        width=shape.width,
+        num_heads=shape.num_heads,
+        mlp_width=shape.mlp_width,
+        gelu=config.gelu,
+        norm=config.norm,
+        norm_eps=config.layer_norm_eps,
+    )

@@ -1,31 +1,71 @@
 """Multi-head self-attention with one fused projection and torch's fused attention kernel."""
 
-# B batch, N tokens, D width, H heads, K head width
+# B batch, N tokens, D width, H heads, K head width, W windows, M tokens of a window
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitscale.nn.context import BlockContext
 from vitscale.nn.init import xavier_uniform
-from vitscale.nn.layers import linear
+from vitscale.nn.layers import NormKind, QkvWithoutKeyBias, linear, norm_layer
+from vitscale.nn.windows import Windows
+
+QkvBias = Literal["all", "no_key", "none"]
+"""Which of the query, key and value projections have a bias: all, all but the keys', none."""
 
 
 class Attention(nn.Module):
     """Softmax attention of every token to every token (Vaswani et al. 2017), scores never materialised by fused kernels.
 
-    The rows of `qkv.weight` (3D, D) are the query, key and value projections, heads in order within each, as in timm.
+    The rows of `qkv.weight` (3D, D) are the query, key and value projections, heads in order within each, as in timm. `qk_norm`
+    normalises queries and keys head by head before the dot product (Dehghani et al. 2023). With a `window`, tokens attend to those
+    of their window of so many tokens a side; windows at the right and lower border are filled up with zeros that take part as tokens,
+    as in ViTDet (Li et al. 2022) and SAM, and there are no prefix tokens.
     """
 
-    def __init__(self, *, width: int, num_heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        qkv_bias: QkvBias = "all",
+        proj_bias: bool = True,
+        qk_norm: NormKind | None = None,
+        norm_eps: float = 1e-6,
+        window: int | None = None,
+    ) -> None:
         super().__init__()
         assert width % num_heads == 0, f"width {width} is not a multiple of {num_heads} heads"
         self.num_heads = num_heads
-        self.qkv = linear(in_width=width, out_width=3 * width, weight=xavier_uniform(stack=3))
-        self.proj = linear(in_width=width, out_width=width, weight=xavier_uniform())
+        self.qkv = _qkv(width, bias=qkv_bias)
+        self.q_norm, self.k_norm = (norm_layer(qk_norm, width=width // num_heads, eps=norm_eps) if qk_norm else None for _ in range(2))
+        self.proj = linear(in_width=width, out_width=width, weight=xavier_uniform(), has_bias=proj_bias)
+        self.windows = Windows(side=window, shift=0, padding="before_shift") if window else None
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, *, context: BlockContext) -> Tensor:
         """(B, N, D) to (B, N, D)."""
+        if self.windows is None:
+            mixed_BND = self._mix(x_BND)
+        else:
+            assert not context.num_prefix, "prefix tokens lie in no window"
+            windows_BWMD = self.windows.cut(x_BND.unflatten(1, context.grid))
+            mixed_BWMD = self._mix(windows_BWMD.flatten(0, 1)).unflatten(0, windows_BWMD.shape[:2])
+            mixed_BND = self.windows.join(mixed_BWMD, grid=context.grid).flatten(1, 2)
+        projected_BND: Tensor = self.proj(mixed_BND)
+        return projected_BND
+
+    def _mix(self, x_BND: Tensor) -> Tensor:
         # Unbinding where the projection wrote them lets backward join the three gradients in place, without a second copy.
         q_BNHK, k_BNHK, v_BNHK = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BNHK, k_BNHK = self.q_norm(q_BNHK), self.k_norm(k_BNHK)
         mixed_BHNK = F.scaled_dot_product_attention(q_BNHK.transpose(1, 2), k_BNHK.transpose(1, 2), v_BNHK.transpose(1, 2))
-        projected_BND: Tensor = self.proj(mixed_BHNK.transpose(1, 2).flatten(2))
-        return projected_BND
+        return mixed_BHNK.transpose(1, 2).flatten(2)
+
+
+def _qkv(width: int, *, bias: QkvBias) -> nn.Module:
+    if bias == "no_key":
+        return QkvWithoutKeyBias(width, weight=xavier_uniform(stack=3))
+    return linear(in_width=width, out_width=3 * width, weight=xavier_uniform(stack=3), has_bias=bias == "all")

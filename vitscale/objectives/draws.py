@@ -1,21 +1,9 @@
 """Draws that the loader makes for what the device does later: a few numbers per sample beside its fields."""
 
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from vitscale.data.types import RawSample, SampleFields, SampleTransform
-from vitscale.dist.seeding import CounterRng
-
-
-class DrawSource(Protocol):
-    """What decides a draw. Picklable."""
-
-    def draw(self, rng: CounterRng, *, image_size: int) -> npt.NDArray[np.generic]:
-        """The numbers for one square image of `image_size` pixels; the same shape and type for every sample."""
-        ...
+from vitscale.dist.seeding import CounterRng, DrawSource
 
 
 @dataclass(frozen=True, kw_only=True)

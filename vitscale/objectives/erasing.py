@@ -13,13 +13,13 @@ from torch import Tensor
 
 from vitscale.config import Config
 from vitscale.dist.seeding import CounterRng
+from vitscale.nn.counter_hash import hash_bits
 
 ERASE_KEY = "erase"
 """Batch key of the draws, int64 (B, 5): top, bottom, left, right of the box in pixels (empty where nothing is erased), and the
 32-bit number that its noise is a function of."""
 
 _BOX_TRIES = 10
-_MASK_32 = 0xFFFFFFFF
 
 
 class ErasingConfig(Config):
@@ -68,23 +68,12 @@ def normal_noise(seed_B: Tensor, *, num_values: int) -> Tensor:
     """fp32 (B, N) standard normal values, each a function of its seed (32 bits in int64) and its place: Box-Muller on hashes."""
     num_pairs = -(-num_values // 2)
     place_2M = torch.arange(2 * num_pairs, device=seed_B.device).view(2, num_pairs)
-    bits_B2M = _hash(_hash(place_2M) ^ seed_B.view(-1, 1, 1))
+    bits_B2M = hash_bits(hash_bits(place_2M) ^ seed_B.view(-1, 1, 1))
     uniform_B2M = (bits_B2M + 1).float() * 2.0**-32  # in (0, 1], for the logarithm
     radius_BM = torch.sqrt(-2.0 * torch.log(uniform_B2M[:, 0]))
     angle_BM = 2.0 * math.pi * uniform_B2M[:, 1]
     noise_BN = torch.cat([radius_BM * torch.cos(angle_BM), radius_BM * torch.sin(angle_BM)], dim=1)
     return noise_BN[:, :num_values]
-
-
-def _hash(values: Tensor) -> Tensor:
-    """A bijection of 32-bit numbers in int64 whose every output bit depends on all input bits.
-
-    Two rounds of xor-shift and multiply with the constants of Wellons's hash-prospector (public domain); both are below 2**31,
-    so that no product leaves int64, where overflow would be undefined.
-    """
-    values = ((values ^ (values >> 16)) * 0x21F0AAAD) & _MASK_32
-    values = ((values ^ (values >> 15)) * 0x735A2D97) & _MASK_32
-    return values ^ (values >> 15)
 
 
 def _inside_box(erase_B5: Tensor, *, height: int, width: int) -> Tensor:

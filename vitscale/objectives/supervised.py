@@ -14,7 +14,7 @@ from vitscale.config import Config
 from vitscale.data.images.transforms import AugmentConfig, TrainTransform
 from vitscale.data.labels import ClassLabels, LabelsConfig
 from vitscale.data.types import Batch, InputSpec, SampleTransform
-from vitscale.models import Backbone, BackboneShape
+from vitscale.models import Backbone, BackboneShape, Draws
 from vitscale.models.flops import step_flops
 from vitscale.nn.head import ClassificationHead
 from vitscale.objectives.base import Objective, StepOutput
@@ -109,6 +109,8 @@ class SupervisedConfig(Config):
             transform = WithDraws(transform=transform, key=ERASE_KEY, source=self.erasing, image_size=inputs.image_size)
         if self.mixing.is_on:
             transform = WithDraws(transform=transform, key=MIX_KEY, source=self.mixing, image_size=inputs.image_size)
+        for key, source in inputs.draws.items():
+            transform = WithDraws(transform=transform, key=key, source=source, image_size=inputs.image_size)
         return transform
 
     def build(self, backbone: Backbone) -> "Supervised":
@@ -118,7 +120,11 @@ class SupervisedConfig(Config):
 
 class Supervised(Objective):
     """Cross-entropy of a linear head. Metric `train_top1`: share of samples whose largest logit is the label, one of several
-    labels, or where samples are mixed a label with the largest share."""
+    labels, or where samples are mixed a label with the largest share.
+
+    A distillation token has a head of its own (Touvron et al. 2021). Without a teacher both learn the label: the loss is the mean of
+    theirs, and what is predicted the mean of their logits.
+    """
 
     backbone: Backbone
 
@@ -126,45 +132,53 @@ class Supervised(Objective):
         super().__init__()
         drawn_keys = ({ERASE_KEY} if config.erasing is not None else set()) | ({MIX_KEY} if config.mixing.is_on else set())
         self.label_key = "labels" if config.labels.kind == "multi" else "label"
-        self.batch_keys = frozenset({"image", self.label_key} | drawn_keys)
+        self.batch_keys = frozenset({"image", self.label_key} | drawn_keys | backbone.draw_keys)
         self.num_classes = config.num_classes
         self.loss = config.loss
         self.label_smoothing = config.label_smoothing
         self.is_mixing = config.mixing.is_on
         self.erase_fill = None if config.erasing is None else config.erasing.fill
         self.backbone = backbone
-        self.head = ClassificationHead(
-            width=backbone.width,
-            num_classes=config.num_classes,
-            pre_logits_width=config.pre_logits,
-            bias_init=config.initial_head_bias,
-        )
+        self.head = self._new_head(config)
+        self.head_dist = self._new_head(config) if backbone.is_distilled else None
 
     def forward(self, batch: Batch, step: int) -> StepOutput:  # noqa: ARG002  (the same at every step)
         """Loss in fp32. Raises `ValueError` for an odd number of samples where they are mixed."""
         image_BCHW, target = self.backbone.normalise(batch["image"]), batch[self.label_key]
         if self.erase_fill is not None:
             image_BCHW = erase_images(image_BCHW, batch[ERASE_KEY], fill=self.erase_fill)
+        draws = {key: batch[key] for key in self.backbone.draw_keys} or None
         if not self.is_mixing:
-            logits_BK = self._logits(image_BCHW)
-            return self._output(logits_BK, target=target)
+            return self._output(self._logits(image_BCHW, draws=draws), target=target)
         height, width = image_BCHW.shape[2:]
         own_share_B = own_label_shares(batch[MIX_KEY], height=height, width=width)
         target_BK = mix_targets(target, own_share_B, num_classes=self.num_classes)
-        logits_BK = self._logits(mix_images(image_BCHW, batch[MIX_KEY]))
-        return self._output(logits_BK, target=target_BK)
+        return self._output(self._logits(mix_images(image_BCHW, batch[MIX_KEY]), draws=draws), target=target_BK)
 
     def predict(self, batch: Batch) -> Tensor:
-        """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W)."""
-        return self._logits(self.backbone.normalise(batch["image"]))
+        """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W); nothing is dropped."""
+        return _mean(self._logits(self.backbone.normalise(batch["image"]), draws=None))
 
-    def _logits(self, image_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = self.head(self.backbone(image_BCHW).pooled_BD)
-        return logits_BK.float()
+    def _new_head(self, config: SupervisedConfig) -> ClassificationHead:
+        return ClassificationHead(
+            width=self.backbone.width,
+            num_classes=config.num_classes,
+            pre_logits_width=config.pre_logits,
+            bias_init=config.initial_head_bias,
+        )
 
-    def _output(self, logits_BK: Tensor, *, target: Tensor) -> StepOutput:
-        top1 = is_right(logits_BK.detach(), target).float().mean()
-        return StepOutput(loss=self._cross_entropy(logits_BK, target), metrics={"train_top1": top1})
+    def _logits(self, image_BCHW: Tensor, *, draws: Draws | None) -> list[Tensor]:
+        """fp32 logits (B, K) of each head."""
+        features = self.backbone(image_BCHW, draws=draws)
+        logits = [self.head(features.pooled_BD).float()]
+        if self.head_dist is not None:
+            logits.append(self.head_dist(features.distilled_BD).float())
+        return logits
+
+    def _output(self, logits: list[Tensor], *, target: Tensor) -> StepOutput:
+        loss = _mean([self._cross_entropy(logits_BK, target) for logits_BK in logits])
+        top1 = is_right(_mean(logits).detach(), target).float().mean()
+        return StepOutput(loss=loss, metrics={"train_top1": top1})
 
     def _cross_entropy(self, logits_BK: Tensor, target: Tensor) -> Tensor:
         """`target` is a label (B,) or a share of every class (B, K)."""
@@ -173,6 +187,11 @@ class Supervised(Objective):
         target_BK = target if target.ndim == 2 else F.one_hot(target, self.num_classes)
         sum_over_all = F.binary_cross_entropy_with_logits(logits_BK, target_BK.to(torch.float32), reduction="sum")
         return sum_over_all / logits_BK.shape[0]
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    """The mean over the heads; with one, its own value to the bit."""
+    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
 
 
 def is_right(logits_BK: Tensor, target: Tensor) -> Tensor:

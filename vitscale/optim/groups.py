@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Embeddings are added to activations, not multiplied with them; shrinking them to zero is no regularisation of a kernel.
-_EMBEDDINGS = ("pos_embed", "cls_token")
+_EMBEDDINGS = ("pos_embed", "cls_token", "dist_token", "reg_token", "latent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class ParameterGroup:
 
 
 def decays(name: str, *, num_dims: int) -> bool:
-    """Whether weight decay applies: to kernels of linear layers, not to biases, norms, class tokens or positions."""
+    """Whether weight decay applies: to kernels of linear layers, not to biases, norms, learned tokens or positions."""
     return num_dims >= 2 and name.rpartition(".")[2] not in _EMBEDDINGS
 
 

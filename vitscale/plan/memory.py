@@ -87,8 +87,24 @@ def _activation_elements(size: ModelSize, *, recompute: RecomputeMode, every: in
 
 
 def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
-    """In units of N x D: 8 + 2 r kept whole (r = MLP ratio), 6 + r when only matrix products are kept, 1 when only the
-    block's input is."""
-    ratio = block.mlp_width / block.width
-    units = {"none": 8 + 2 * ratio, "selective": 6 + ratio, "full": 1.0}[recompute]
-    return units * block.num_tokens * block.width
+    """In units of N x D of a plain block: 8 + 2 r kept whole (r = MLP ratio), 6 + r when only matrix products are kept, 1 when
+    only the block's input is; whole, the scores of attention as well where no fused kernel computes it."""
+    if recompute == "full":
+        return block.num_tokens * block.width
+    # What attention sees: with windows, the tokens that fill them up as well. Its queries, keys, values and result.
+    attention = 4 * (block.num_tokens + block.padding_tokens) * block.width
+    hidden = block.num_tokens * block.mlp_width
+    if block.attended_tokens < block.num_tokens and recompute == "none":
+        # Cut into windows and joined again: both are copies.
+        attention += (block.num_tokens + block.padding_tokens) * block.width
+    if recompute == "selective":
+        return 2 * block.num_tokens * block.width + attention + (2 if block.is_gated else 1) * hidden
+    # Each norm keeps what goes in and what comes out; each layer scale what goes in.
+    num_norms, num_branches = (1, 1) if block.is_parallel else (2, 2)
+    kept = 2 * num_norms + (num_branches if block.layer_scale else 0)
+    if block.qk_norm:
+        attention += 2 * (block.num_tokens + block.padding_tokens) * block.width
+    # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
+    hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)
+    scores = block.num_score_heads * (block.num_tokens + block.padding_tokens) * block.attended_tokens
+    return kept * block.num_tokens * block.width + attention + hidden + scores

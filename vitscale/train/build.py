@@ -176,7 +176,9 @@ def _loader(started: Started, *, ranks: Ranks, replayed: Losses) -> TrainLoader:
 
 def _demand(started: Started, *, ranks: Ranks, replayed: Losses) -> Demand:
     config, global_batch = started.config, started.plan.global_batch
-    inputs = partial(InputSpec, num_channels=config.model.num_channels, jpeg_decoder=config.data.jpeg_decoder)
+    inputs = partial(
+        InputSpec, num_channels=config.model.num_channels, jpeg_decoder=config.data.jpeg_decoder, draws=config.model.draw_sources
+    )
     transforms = tuple(config.objective.sample_transform(inputs(image_size=size)) for size in config.stage_image_sizes)
     return Demand(
         transform=StagedTransform(starts=config.stage_starts, transforms=transforms),

@@ -1,0 +1,105 @@
+import pytest
+
+from vitscale.config import ConfigError, decode
+from vitscale.models import ViTConfig
+
+SMALL = {"image_size": 24, "patch_size": 8, "num_channels": 2, "width": 32, "depth": 2, "mlp_width": 72, "num_heads": 4}
+
+
+def test_explicit_sizes_replace_the_variants() -> None:
+    shape = ViTConfig(variant="S/16", image_size=28, patch_size=7, depth=3, num_channels=1).shape
+    assert (shape.width, shape.depth, shape.mlp_width, shape.num_heads, shape.patch_size) == (384, 3, 1536, 6, 7)
+    assert (shape.grid, shape.num_tokens) == (4, 17)
+
+
+def test_mlp_width_defaults_to_four_times_the_width() -> None:
+    assert ViTConfig(image_size=8, patch_size=4, width=24, depth=1, num_heads=2).shape.mlp_width == 96
+
+
+@pytest.mark.parametrize(
+    ("values", "problems"),
+    [
+        (
+            {"variant": "S/16", "image_size": 28},
+            ["image_size: 28 is not a multiple of model.patch_size 16; use for example 32"],
+        ),
+        (
+            {"image_size": 28, "width": 64},
+            [
+                "patch_size: required where no model.variant is given",
+                "num_heads: required where no model.variant is given",
+                "depth: required where no model.variant is given",
+            ],
+        ),
+        ({"variant": "XL/16", "image_size": 32}, ["variant: 'XL' is not a known size or model; sizes: mu, Ti, S, M, B, L, So400m, H, g,"]),
+        (
+            {**SMALL, "pooling": "mean", "distillation_token": True},
+            ["distillation_token: a distillation token stands beside"],
+        ),
+        ({**SMALL, "class_token": False}, ["class_token: model.pooling cls takes the class token; leave it out"]),
+        ({**SMALL, "window": 2}, ["window: windows hold patches, and model.pooling cls adds a token that lies in none"]),
+        (
+            {**SMALL, "pooling": "mean", "num_registers": 1, "window": 2},
+            ["window: windows hold patches, and model.num_registers adds a token that lies in none"],
+        ),
+        ({**SMALL, "global_blocks": [1]}, ["global_blocks: every block attends to all tokens without a model.window"]),
+        (
+            {**SMALL, "pooling": "mean", "window": 2, "global_blocks": [0, 2], "patch_dropout": 0.5},
+            ["global_blocks: 2 is no block of 2; they are numbered from 0 to 1", "patch_dropout: leaves holes in the windows"],
+        ),
+        ({**SMALL, "mlp": "swiglu", "gelu": "tanh"}, ["gelu: has no effect on model.mlp swiglu, which is gated by SiLU"]),
+        ({**SMALL, "mlp": "swiglu64"}, ["mlp_width: 72 is not a multiple of 64, which model.mlp swiglu64 has; use 128, or swiglu"]),
+        ({**SMALL, "positions": "none", "prefix_positions": False}, ["prefix_positions: has an effect on learned positions only, not on"]),
+        ({**SMALL, "pooling": "none", "norm_place": "pooled"}, ["norm_place: model.pooling none makes nothing"]),
+        ({**SMALL, "stochastic_depth_schedule": "constant"}, ["stochastic_depth_schedule: has no effect without stochastic depth"]),
+        (
+            {"variant": "DINOv2-g/14", "image_size": 224, "mlp": "gelu"},
+            ["mlp: gelu contradicts model.variant DINOv2-g/14, which has swiglu; leave it out, or name a plain size"],
+        ),
+        ({"variant": "S", "image_size": 32}, ["variant: 'S' names no patch size; write it after a slash, for example S/16"]),
+        ({"variant": "S/16", "image_size": 32, "num_heads": 5}, ["width: 384 is not a multiple of model.num_heads 5"]),
+        (
+            {**SMALL, "width": 30, "num_heads": 5, "positions": "sincos2d_mae"},
+            ["positions: sincos2d_mae needs a model.width of at least 8 that is a multiple of 4, not 30"],
+        ),
+        (
+            {**SMALL, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.0]},
+            [
+                "image_mean: give one number, or one for each of the model.num_channels 2, not 3",
+                "image_std: every number must be greater than 0",
+            ],
+        ),
+    ],
+)
+def test_wrong_sizes_are_all_named(values: dict, problems: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decode(ViTConfig, values=values, source="run.yaml")
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert len(lines) == len(problems)
+    for line, problem in zip(lines, problems, strict=True):
+        assert line.startswith(problem)
+
+
+def test_a_published_model_fixes_its_settings_and_may_be_named_with_them() -> None:
+    model = decode(ViTConfig, values={"variant": "DINOv2-reg-g/14", "image_size": 224, "image_mean": [0.5]}, source="run.yaml")
+    assert (model.mlp, model.shape.mlp_width, model.num_registers, model.layer_scale) == ("swiglu", 4096, 4, 1e-5)
+    assert (model.image_mean, model.image_std) == ((0.5,), (0.229, 0.224, 0.225))
+    assert decode(ViTConfig, values=model.model_dump(mode="json"), source="run.yaml") == model
+    assert decode(ViTConfig, values={"variant": "DINOv2-S/14", "image_size": 28, "num_channels": 1}, source="run.yaml").image_mean == (0.5,)
+
+
+def test_a_gated_mlp_takes_two_thirds_of_a_plain_sizes_width() -> None:
+    assert ViTConfig(variant="S/16", image_size=32, mlp="swiglu").shape.mlp_width == 1024
+    assert ViTConfig(variant="S/16", image_size=32, mlp="swiglu64", mlp_width=640).shape.mlp_width == 640
+
+
+def test_stochastic_depth_rises_to_its_rate_or_is_constant() -> None:
+    model = ViTConfig(variant="S/16", image_size=32, depth=3, stochastic_depth=0.4)
+    assert [model.block_spec(index).drop_rate for index in range(3)] == [0.0, 0.2, 0.4]
+    constant = model.model_copy(update={"stochastic_depth_schedule": "constant"})
+    assert [constant.block_spec(index).drop_rate for index in range(3)] == [0.4, 0.4, 0.4]
+
+
+def test_only_a_model_that_drops_something_wants_draws() -> None:
+    assert ViTConfig(**SMALL).draw_sources == {}
+    assert set(ViTConfig(**SMALL, dropout=0.1).draw_sources) == {"model_seed"}

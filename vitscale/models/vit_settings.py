@@ -1,0 +1,347 @@
+"""The settings of a vision transformer: its sizes and the switches of its blocks, by name or one by one."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from vitscale.dist.seeding import DrawSource
+from vitscale.models.base import BackboneConfig
+from vitscale.models.variants import FREE_SETTINGS, parse_variant
+from vitscale.models.vit_shape import ViTShape
+from vitscale.nn.attention import QkvBias
+from vitscale.nn.block import BlockSpec
+from vitscale.nn.counter_hash import SEED_KEY, SeedSource
+from vitscale.nn.layers import NormKind
+from vitscale.nn.mlp import Gelu, MlpKind, gated_width
+from vitscale.nn.pooling import NormPlace, Pooling
+from vitscale.nn.positions import Positions
+from vitscale.nn.resample import PositionMode
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ViTSettings(BackboneConfig):
+    """A pre-norm vision transformer, by name, by sizes, or by name with some sizes replaced."""
+
+    kind: Literal["vit"] = "vit"
+    variant: str | None = None
+    """A size and a patch, for example S/16, or a published model, for example DINOv2-B/14, which also fixes the settings below that
+    make it what it is; `vitscale models` lists them. null: give width, depth, num_heads and patch_size."""
+    patch_size: Count | None = None
+    """Side of a patch in pixels; replaces the variant's."""
+    image_size: int = Field(ge=1)
+    """Side of the square input in pixels, a multiple of the patch size."""
+    num_channels: int = Field(default=3, ge=1)
+    """Channels of the input: 3 for colour, 1 for grey."""
+    num_heads: Count | None = None
+    """Attention heads; replaces the variant's."""
+    width: Count | None = None
+    """Width of the token vectors, a multiple of the number of heads; replaces the variant's."""
+    depth: Count | None = None
+    """Number of blocks; replaces the variant's."""
+    mlp: MlpKind = "gelu"
+    """gelu: two matrices. swiglu, swiglu64: gated by SiLU, three matrices, with a hidden width that is a multiple of 8 (DINOv2) or of
+    64 (DINOv3)."""
+    mlp_width: Count | None = None
+    """Hidden width of the MLP; replaces the variant's. null without a variant: 4 times the width. Where a gated MLP takes the place of
+    a variant's plain one, null is two thirds of the variant's, rounded up to a multiple of 8 or 64."""
+    gelu: Gelu = "exact"
+    """exact: by the error function (timm, Hugging Face). tanh: the approximation that Google's released models use."""
+    mlp_norm: bool = False
+    """Whether the hidden values of the MLP are normalised before its last layer (EVA-02)."""
+    positions: Positions | Literal["none"] = "learned"
+    """learned: a trained table. sincos2d_mae, sincos2d_big_vision: fixed 2-D sines and cosines; the width is then a multiple of 4.
+    none: nothing is added to the tokens."""
+    prefix_positions: bool = True
+    """Whether the learned table has rows for class and distillation token (ViT, DeiT, DINOv2) or for the patches only (DeiT III).
+    Register tokens never have one."""
+    resampling: PositionMode = "timm"
+    """How the learned table is resampled for images of another size, here and where another model starts from these weights: by the
+    name of the system that they come from, see docs/resampling.md."""
+    pooling: Pooling = "cls"
+    """cls: a class token. mean: the average of the patch tokens. map: attention of a learned query (SigLIP). none: tokens only."""
+    norm_place: NormPlace = "tokens"
+    """tokens: the final norm comes before pooling. pooled: after it (timm's fc_norm)."""
+    class_token: bool | None = None
+    """Whether there is a class token. null: with pooling cls only."""
+    distillation_token: bool = False
+    """A second class token with a head of its own (DeiT); predictions are the average of both heads."""
+    num_registers: int = Field(default=0, ge=0)
+    """Register tokens: learned, of no use to the output (Darcet et al. 2024; storage tokens in DINOv3)."""
+    norm: NormKind = "layer"
+    """layer: LayerNorm. rms: RMSNorm, without centring and shift."""
+    layer_norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the variance in norms: 1e-6 in Google's and timm's models, 1e-12 by default in Hugging Face's."""
+    qkv_bias: QkvBias = "all"
+    """all: queries, keys and values have a bias. no_key: only queries and values (BEiT, EVA-02; masked in DINOv3). none: no bias."""
+    proj_bias: bool = True
+    """Whether the projection after attention has a bias."""
+    mlp_bias: bool = True
+    """Whether the layers of the MLP have a bias."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised head by head (ViT-22B)."""
+    layer_scale: float | None = Field(default=None, gt=0)
+    """Start of the learned factors of every channel at the end of each branch (CaiT, DeiT III, DINOv2); null has none."""
+    parallel: bool = False
+    """Attention and MLP side by side after one norm (ViT-22B) instead of one after the other."""
+    window: Count | None = None
+    """Attention stays in windows of so many tokens a side, but for `global_blocks` (ViTDet: 14); null attends to all tokens."""
+    global_blocks: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Numbers, from 0, of the blocks that attend to all tokens where there is a window; SAM has 2, 5, 8 and 11 of 12."""
+    stochastic_depth: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training samples that skip a branch of the last block, and save its compute."""
+    stochastic_depth_schedule: Literal["linear", "constant"] = "linear"
+    """linear: the share rises from 0 at the first block. constant: the same at every block (DeiT III, DINOv2)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of values dropped in training: of the embedding, after attention, and twice in the MLP, as in vit_jax."""
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the patches left out in training, others for each sample (FLIP)."""
+    image_mean: tuple[float, ...] = (0.5,)
+    """Subtracted from the image, in units where white is 1: one number per channel, or one for all."""
+    image_std: tuple[float, ...] = (0.5,)
+    """Divides the image after that: one number per channel, or one for all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_variant(cls, values: Any) -> Any:
+        """Fill in what a published model fixes; what is given as well is compared once it has its type."""
+        if not isinstance(values, dict):
+            return values
+        # Once a function has touched the values, pydantic no longer takes a list of YAML for a tuple.
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        name = given.get("variant")
+        if not isinstance(name, str):
+            return given
+        try:
+            settings = dict(parse_variant(name).settings)
+        except ValueError:
+            return given  # told where the name stands
+        if given.get("num_channels", 3) != 3:
+            settings = {key: value for key, value in settings.items() if not key.startswith("image_")}
+        return settings | given
+
+    @field_validator("*")
+    @classmethod
+    def _is_the_variants(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.data.get("variant")
+        if name is None or info.field_name in FREE_SETTINGS:
+            return value
+        fixed = parse_variant(name).settings.get(str(info.field_name), value)
+        if value != fixed:
+            raise ValueError(
+                f"{_yaml(value)} contradicts model.variant {name}, which has {_yaml(fixed)}; leave it out, or name a plain size"
+                f" such as B/16 and give every setting"
+            )
+        return value
+
+    @field_validator("variant")
+    @classmethod
+    def _variant_is_known(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_variant(value)
+        return value
+
+    @field_validator("patch_size", "num_heads", "width", "depth")
+    @classmethod
+    def _size_is_given(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and info.data.get("variant", "unknown") is None:
+            raise ValueError("required where no model.variant is given")
+        return value
+
+    @field_validator("image_size")
+    @classmethod
+    def _patches_tile_the_image(cls, value: int, info: ValidationInfo) -> int:
+        patch = _resolved("patch_size", info)
+        if patch is not None and value % patch:
+            raise ValueError(f"{value} is not a multiple of model.patch_size {patch}; use for example {-(-value // patch) * patch}")
+        return value
+
+    @field_validator("width")
+    @classmethod
+    def _heads_divide_the_width(cls, value: int | None, info: ValidationInfo) -> int | None:
+        width, heads = value or _resolved("width", info), _resolved("num_heads", info)
+        if width is not None and heads is not None and width % heads:
+            raise ValueError(f"{width} is not a multiple of model.num_heads {heads}")
+        return value
+
+    @field_validator("gelu")
+    @classmethod
+    def _gelu_is_used(cls, value: Gelu, info: ValidationInfo) -> Gelu:
+        mlp = info.data.get("mlp", "gelu")
+        if value != "exact" and mlp != "gelu":
+            raise ValueError(f"has no effect on model.mlp {mlp}, which is gated by SiLU; leave it out")
+        return value
+
+    @field_validator("mlp_width")
+    @classmethod
+    def _width_is_aligned(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("mlp") == "swiglu64" and value % 64:
+            raise ValueError(f"{value} is not a multiple of 64, which model.mlp swiglu64 has; use {-(-value // 64) * 64}, or swiglu")
+        return value
+
+    @field_validator("positions")
+    @classmethod
+    def _width_fits_the_table(cls, value: str, info: ValidationInfo) -> str:
+        width = _resolved("width", info)
+        if value.startswith("sincos2d") and width is not None and (width % 4 or width < 8):
+            raise ValueError(f"{value} needs a model.width of at least 8 that is a multiple of 4, not {width}")
+        return value
+
+    @field_validator("prefix_positions")
+    @classmethod
+    def _there_is_a_learned_table(cls, value: bool, info: ValidationInfo) -> bool:
+        positions = info.data.get("positions", "learned")
+        if not value and positions != "learned":
+            raise ValueError(f"has an effect on learned positions only, not on model.positions {positions}; leave it out")
+        return value
+
+    @field_validator("norm_place")
+    @classmethod
+    def _something_is_pooled(cls, value: NormPlace, info: ValidationInfo) -> NormPlace:
+        if value == "pooled" and info.data.get("pooling") == "none":
+            raise ValueError("model.pooling none makes nothing that could be normalised; leave it out")
+        return value
+
+    @field_validator("class_token")
+    @classmethod
+    def _cls_is_pooled_from_a_token(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value is False and info.data.get("pooling") == "cls":
+            raise ValueError("model.pooling cls takes the class token; leave it out, or set model.pooling to mean")
+        return value
+
+    @field_validator("distillation_token")
+    @classmethod
+    def _distilled_beside_a_class_token(cls, value: bool, info: ValidationInfo) -> bool:
+        pooling = info.data.get("pooling", "cls")
+        if value and pooling != "cls":
+            raise ValueError(f"a distillation token stands beside a class token: it needs model.pooling cls, not {pooling}")
+        return value
+
+    @field_validator("window")
+    @classmethod
+    def _windows_hold_patches_only(cls, value: int | None, info: ValidationInfo) -> int | None:
+        prefix = [key for key in ("class_token", "distillation_token", "num_registers") if info.data.get(key)]
+        if value is not None and (info.data.get("pooling") == "cls" or prefix):
+            found = f"model.{prefix[0]}" if prefix else "model.pooling cls"
+            raise ValueError(f"windows hold patches, and {found} adds a token that lies in none; pool by mean, map or none")
+        return value
+
+    @field_validator("global_blocks")
+    @classmethod
+    def _global_blocks_exist(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if value and info.data.get("window", 1) is None:
+            raise ValueError("every block attends to all tokens without a model.window; leave it out, or set the window")
+        depth = _resolved("depth", info)
+        if depth is not None and any(index >= depth for index in value):
+            raise ValueError(f"{max(value)} is no block of {depth}; they are numbered from 0 to {depth - 1}")
+        return value
+
+    @field_validator("stochastic_depth_schedule")
+    @classmethod
+    def _something_is_scheduled(cls, value: str, info: ValidationInfo) -> str:
+        if value != "linear" and info.data.get("stochastic_depth") == 0.0:
+            raise ValueError("has no effect without stochastic depth; set model.stochastic_depth")
+        return value
+
+    @field_validator("patch_dropout")
+    @classmethod
+    def _windows_are_whole(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("window") is not None:
+            raise ValueError("leaves holes in the windows of model.window; use one of the two")
+        return value
+
+    @field_validator("image_mean", "image_std")
+    @classmethod
+    def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = info.data.get("num_channels", len(value))
+        if len(value) not in (1, channels):
+            raise ValueError(f"give one number, or one for each of the model.num_channels {channels}, not {len(value)}")
+        if info.field_name == "image_std" and min(value) <= 0:
+            raise ValueError("every number must be greater than 0")
+        return value
+
+    @property
+    def draw_sources(self) -> dict[str, DrawSource]:
+        """A seed for each training sample where anything is dropped."""
+        return {SEED_KEY: SeedSource()} if self.stochastic_depth or self.dropout or self.patch_dropout else {}
+
+    @property
+    def shape(self) -> ViTShape:
+        """The sizes with the variant's filled in."""
+        variant = parse_variant(self.variant) if self.variant is not None else None
+        size = variant.size if variant else None
+        width = self.width or (size and size.width)
+        depth = self.depth or (size and size.depth)
+        num_heads = self.num_heads or (size and size.num_heads)
+        patch_size = self.patch_size or (variant and variant.patch_size)
+        assert width, "validation lets no size be missing"
+        assert depth, "validation lets no size be missing"
+        assert num_heads, "validation lets no size be missing"
+        assert patch_size, "validation lets no size be missing"
+        plain_width = size.mlp_width if size else 4 * width
+        return ViTShape(
+            width=width,
+            depth=depth,
+            mlp_width=self.mlp_width or (plain_width if self.mlp == "gelu" else gated_width(plain_width, kind=self.mlp)),
+            num_heads=num_heads,
+            patch_size=patch_size,
+            image_size=self.image_size,
+            num_channels=self.num_channels,
+            class_token=self.pooling == "cls" if self.class_token is None else self.class_token,
+            is_distilled=self.distillation_token,
+            num_registers=self.num_registers,
+            learned_positions=self.positions == "learned",
+            prefix_positions=self.prefix_positions,
+            pooling=self.pooling,
+            is_gated=self.mlp != "gelu",
+            is_parallel=self.parallel,
+            qk_norm=self.qk_norm,
+            mlp_norm=self.mlp_norm,
+            layer_scale=self.layer_scale is not None,
+            window=self.window,
+            global_blocks=self.global_blocks,
+            patch_dropout=self.patch_dropout,
+        )
+
+    def block_spec(self, index: int) -> BlockSpec:
+        """What block number `index` is made of."""
+        shape = self.shape
+        return BlockSpec(
+            width=shape.width,
+            num_heads=shape.num_heads,
+            mlp_width=shape.mlp_width,
+            norm=self.norm,
+            norm_eps=self.layer_norm_eps,
+            mlp=self.mlp,
+            gelu=self.gelu,
+            mlp_norm=self.mlp_norm,
+            qkv_bias=self.qkv_bias,
+            proj_bias=self.proj_bias,
+            mlp_bias=self.mlp_bias,
+            qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            window=shape.window_of(index),
+            dropout=self.dropout,
+            drop_rate=self._drop_rate(index, depth=shape.depth),
+        )
+
+    def _drop_rate(self, index: int, *, depth: int) -> float:
+        if self.stochastic_depth_schedule == "constant":
+            return self.stochastic_depth
+        return self.stochastic_depth * index / max(1, depth - 1)
+
+
+def _resolved(name: str, info: ValidationInfo) -> int | None:
+    """The size called `name` as given before, else the variant's; None where either was refused."""
+    given = info.data.get(name)
+    if given is not None or info.data.get("variant") is None:
+        return given
+    variant = parse_variant(info.data["variant"])
+    value: int = variant.patch_size if name == "patch_size" else getattr(variant.size, name)
+    return value
+
+
+def _yaml(value: Any) -> str:
+    """A value as it would stand in a YAML file."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,96 @@
+"""The sizes of a vision transformer, and what follows from them: tokens, FLOPs, the blocks that the planner counts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vitscale.models.base import BlockShape
+from vitscale.nn.dropout import num_kept_patches
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTShape:
+    """The sizes that decide a ViT's FLOPs and memory in training. Lengths of images and patches are in pixels."""
+
+    width: int
+    depth: int
+    mlp_width: int
+    num_heads: int
+    patch_size: int
+    image_size: int
+    num_channels: int
+    class_token: bool
+    is_distilled: bool
+    num_registers: int
+    learned_positions: bool
+    prefix_positions: bool
+    pooling: Literal["cls", "mean", "map", "none"]
+    is_gated: bool
+    is_parallel: bool
+    qk_norm: bool
+    mlp_norm: bool
+    layer_scale: bool
+    window: int | None
+    global_blocks: tuple[int, ...]
+    patch_dropout: float
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_prefix(self) -> int:
+        """Class, distillation and register tokens."""
+        return int(self.class_token) + int(self.is_distilled) + self.num_registers
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Prefix tokens that have a row in the learned table: class and distillation token, where they have one; registers never do."""
+        return int(self.class_token) + int(self.is_distilled) if self.learned_positions and self.prefix_positions else 0
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the table of learned positions."""
+        return self.grid**2 + self.num_prefix_positions
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that pass through the blocks: prefix tokens and patches, of which patch dropout leaves a part in training."""
+        return self.num_prefix + num_kept_patches(self.grid**2, rate=self.patch_dropout)
+
+    @property
+    def blocks(self) -> tuple[BlockShape, ...]:
+        """Every block; they are all alike but for the windows of their attention."""
+        return tuple(self._block(window=self.window_of(index)) for index in range(self.depth))
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the forward pass of one image, without a head. Branches that stochastic depth leaves out are counted."""
+        patch_embed = 2 * self.grid**2 * self.num_channels * self.patch_size**2 * self.width
+        return sum(block.forward_flops for block in self.blocks) + patch_embed + self._pooling_flops()
+
+    def window_of(self, index: int) -> int | None:
+        """Side of the windows of block number `index`; None: it attends to all tokens."""
+        return None if index in self.global_blocks else self.window
+
+    def _block(self, *, window: int | None) -> BlockShape:
+        padded = self.grid if window is None else -(-self.grid // window) * window
+        return BlockShape(
+            width=self.width,
+            mlp_width=self.mlp_width,
+            num_tokens=self.num_tokens,
+            attended_tokens=self.num_tokens if window is None else window**2,
+            padding_tokens=0 if window is None else padded**2 - self.grid**2,
+            is_gated=self.is_gated,
+            is_parallel=self.is_parallel,
+            qk_norm=self.qk_norm,
+            mlp_norm=self.mlp_norm,
+            layer_scale=self.layer_scale,
+        )
+
+    def _pooling_flops(self) -> int:
+        if self.pooling != "map":
+            return 0
+        # One query: its projection and that of the result, keys and values of all tokens, the MLP on one token.
+        projections = 2 * (2 + 2 * self.num_tokens) * self.width**2
+        return projections + 4 * self.num_tokens * self.width + 4 * self.width * self.mlp_width
