@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 # One thread per process: the tests start several processes, and a sum's order must not depend on the number of cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Our modules are compiled once, not in each of these processes: an environment that forbids it costs every start most of a second.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # A process per core, at most 8: each loads torch, DeepSpeed and the oracles, which takes most of a gigabyte.
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
