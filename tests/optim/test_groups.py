@@ -9,6 +9,11 @@ SHAPES = [
     ("backbone.pos_embed", (1, 17, 96)),
     ("backbone.blocks.0.norm1.weight", (96,)),
     ("backbone.blocks.0.attn.qkv.weight", (288, 96)),
+    ("backbone.blocks.0.attn.position_bias.table", (169, 3)),
+    ("backbone.blocks.0.attn.position_bias.fc1.weight", (512, 2)),
+    ("backbone.blocks.0.attn.rope.frequencies", (2, 3, 16)),
+    ("backbone.shared_position_bias.table", (732, 12)),
+    ("backbone.factorised_positions.rows", (14, 96)),
     ("head.fc.weight", (10, 96)),
     ("head.fc.bias", (10,)),
 ]

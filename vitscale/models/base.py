@@ -38,6 +38,10 @@ class BlockShape:
     """Further tokens that only the attention sees, to fill its windows."""
     num_score_heads: int = 0
     """Heads whose scores are kept for backward: those with a trained bias, for which the fused kernels have no gradient."""
+    num_turned: int = 0
+    """Tensors like the queries that rotary positions add to what is kept for backward."""
+    bias_flops: int = 0
+    """Of making the position bias out of the queries of one image, where it depends on them."""
     is_gated: bool = False
     """Whether the MLP has three matrices instead of two."""
     is_parallel: bool = False
@@ -57,7 +61,7 @@ class BlockShape:
         in_attention = self.num_tokens + self.padding_tokens
         projections = 2 * (3 * in_attention + self.num_tokens) * self.width**2
         attention = 4 * in_attention * self.attended_tokens * self.width
-        return projections + attention + 2 * self._mlp_matrices * self.num_tokens * self.width * self.mlp_width
+        return projections + attention + self.bias_flops + 2 * self._mlp_matrices * self.num_tokens * self.width * self.mlp_width
 
     @property
     def _mlp_matrices(self) -> int:

@@ -1,8 +1,15 @@
 """Vision transformers by name: plain sizes, and published models with all the settings that make them what they are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from vitscale.nn.decomposed_bias import DecomposedBiasConfig
+from vitscale.nn.relative_bias import RelativeBiasConfig
+from vitscale.nn.rope import Dinov3RopeConfig, Eva02RopeConfig
+
+FREE_SETTINGS = ("mlp_width", "image_mean", "image_std", "resampling")
+"""Settings that a variant only proposes: sizes, how images are normalised and positions resampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,24 +24,24 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A size with a patch side, written as in the papers: `S/16`; of a published model also the settings that it fixes."""
+    """A size with a patch side, written as in the papers: `S/16`; of a published model also the settings that it has."""
 
     size: Size
     patch_size: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    free: tuple[str, ...] = FREE_SETTINGS
+    """Those of the settings that it only proposes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A published model: its size, the patch sides it was published with, and the settings of `ViTConfig` that it fixes."""
+    """A published model: its size, the patch sides it was published with, and the settings of `ViTConfig` that it fixes, or only
+    proposes where they are `free`."""
 
     size: Size
     patch_sizes: tuple[int, ...]
     settings: Mapping[str, Any]
-
-
-FREE_SETTINGS = ("variant", "mlp_width", "image_mean", "image_std", "resampling")
-"""Settings that a variant only proposes: sizes, how images are normalised and positions resampled."""
+    free: tuple[str, ...] = FREE_SETTINGS
 
 
 # Ti to G: Dosovitskiy et al. 2021, Touvron et al. 2021 and Zhai et al. 2022, as in big_vision's models/vit.py, `decode_variant`.
@@ -79,6 +86,37 @@ _REGISTERS = {"num_registers": 4, "resampling": "dinov2_reg"}
 _SIGLIP = {"pooling": "map", "gelu": "tanh", "resampling": "siglip2"}
 _MAE = {**_IMAGENET, "positions": "sincos2d_mae", "class_token": True, "pooling": "mean", "norm_place": "pooled"}
 _GIANT_2 = Size(width=1536, depth=40, mlp_width=6144, num_heads=24)
+_DINOV3 = {
+    **_IMAGENET,
+    "positions": "none",
+    "rotary": Dinov3RopeConfig(),
+    "qkv_bias": "no_key",
+    "layer_scale": 1e-5,
+    "num_registers": 4,
+    "layer_norm_eps": 1e-5,
+}
+_BEIT = {
+    "positions": "none",
+    "position_bias": RelativeBiasConfig(),
+    "qkv_bias": "no_key",
+    "class_token": True,
+    "pooling": "mean",
+    "norm_place": "pooled",
+    "resampling": "beit",
+}
+_CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+# Rotated by the coordinates of 224 pixels, whatever the size of the image.
+_EVA_02 = {
+    **_CLIP,
+    "mlp": "swiglu",
+    "rotary": Eva02RopeConfig(pretrained_grid=16),
+    "qkv_bias": "no_key",
+    "class_token": True,
+    "pooling": "mean",
+    "norm_place": "pooled",
+    "resampling": "beit",
+}
+_SAM = {**_IMAGENET, "position_bias": DecomposedBiasConfig(), "window": 14, "pooling": "mean", "resampling": "mae"}
 
 MODELS_BY_NAME: dict[str, Model] = {
     # Touvron et al. 2021; facebookresearch/deit, models.py. The distilled ones have a second token and a second head.
@@ -107,6 +145,33 @@ MODELS_BY_NAME: dict[str, Model] = {
     },
     # He et al. 2022; facebookresearch/mae, models_vit.py with global_pool, as it is fine-tuned.
     **{f"MAE-{size}": Model(size=SIZES[size], patch_sizes=(14,) if size == "H" else (16,), settings=_MAE) for size in ("B", "L", "H")},
+    # Simeoni et al. 2025; facebookresearch/dinov3, hub/backbones.py. Hidden widths are those before two thirds are taken of them.
+    **{f"DINOv3-{size}": Model(size=SIZES[size], patch_sizes=(16,), settings=_DINOV3) for size in ("S", "B", "L")},
+    "DINOv3-S+": Model(size=replace(SIZES["S"], mlp_width=2304), patch_sizes=(16,), settings={**_DINOV3, "mlp": "swiglu"}),
+    "DINOv3-H+": Model(size=replace(SIZES["H"], mlp_width=7680, num_heads=20), patch_sizes=(16,), settings={**_DINOV3, "mlp": "swiglu"}),
+    "DINOv3-7B": Model(size=SIZES["7B"], patch_sizes=(16,), settings={**_DINOV3, "mlp": "swiglu64", "qkv_bias": "none"}),
+    # Bao et al. 2022; microsoft/unilm, beit/modeling_finetune.py.
+    **{
+        f"BEiT-{size}": Model(size=SIZES[size], patch_sizes=(16,), settings={**_BEIT, "layer_scale": layer_scale})
+        for size, layer_scale in (("B", 0.1), ("L", 1e-5))
+    },
+    # Fang et al. 2023; baaivision/EVA, EVA-02/asuka/modeling_finetune.py. The larger two normalise the hidden values of the MLP; the
+    # hidden width of L is not aligned.
+    **{f"EVA-02-{size}": Model(size=SIZES[size], patch_sizes=(14,), settings=_EVA_02) for size in ("Ti", "S")},
+    "EVA-02-B": Model(size=SIZES["B"], patch_sizes=(14,), settings={**_EVA_02, "mlp_norm": True}),
+    "EVA-02-L": Model(size=SIZES["L"], patch_sizes=(14,), settings={**_EVA_02, "mlp_norm": True, "mlp_width": 2730}),
+    # Kirillov et al. 2023 and Li et al. 2022 (ViTDet): facebookresearch/segment-anything, build_sam.py, and detectron2,
+    # projects/ViTDet. The encoders without neck and pyramid; how their tokens are pooled is free.
+    **{
+        f"{name}-{size}": Model(
+            size=SIZES[size],
+            patch_sizes=(16,),
+            settings={**_SAM, "global_blocks": global_blocks},
+            free=(*FREE_SETTINGS, "pooling"),
+        )
+        for name in ("SAM", "ViTDet")
+        for size, global_blocks in (("B", (2, 5, 8, 11)), ("L", (5, 11, 17, 23)), ("H", (7, 15, 23, 31)))
+    },
     # Dehghani et al. 2023, section 2: norms without centring and bias, no bias in the projections of queries, keys and values.
     "ViT-22B": Model(
         size=SIZES["22B"],
@@ -126,7 +191,7 @@ def parse_variant(name: str) -> Variant:
         raise ValueError(f"{name!r} names no patch size; write it after a slash, for example {base}/{known_patches(base)[0]}")
     if model is None:
         return Variant(size=SIZES[base], patch_size=int(patch))
-    return Variant(size=model.size, patch_size=int(patch), settings=model.settings)
+    return Variant(size=model.size, patch_size=int(patch), settings=model.settings, free=model.free)
 
 
 def known_patches(name: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from vitscale.nn.block import Block, ParallelBlock
 from vitscale.nn.context import BlockContext
 from vitscale.nn.counter_hash import SEED_KEY
 from vitscale.nn.dropout import Dropout, kept_patches, take_patches
+from vitscale.nn.factorised import FactorisedPositions
 from vitscale.nn.init import set_init, zeros
 from vitscale.nn.layers import norm_layer
 from vitscale.nn.patch_embed import PatchEmbed
@@ -19,7 +20,9 @@ from vitscale.nn.pooling import AttentionPool, pool_tokens
 from vitscale.nn.position_table import CLASS_ROW, GridTable, set_table
 from vitscale.nn.positions import FixedPositions, learned_positions
 from vitscale.nn.preprocess import Normaliser
-from vitscale.nn.resample import Grid, resample_positions
+from vitscale.nn.relative_bias import RelativeBias, RelativeBiasConfig
+from vitscale.nn.resample import POSITION_MODES, Grid, resample_positions
+from vitscale.nn.rope import AxialRope, MixedRopeConfig, Rotation
 from vitscale.nn.stochastic_depth import kept_samples
 
 
@@ -63,11 +66,16 @@ class ViT(Backbone):
         self.reg_token = _tokens(shape.num_registers, width=shape.width)
         self.pos_embed: nn.Parameter | None = None
         self.fixed_positions: FixedPositions | None = None
+        self.factorised_positions: FactorisedPositions | None = None
         if config.positions == "learned":
             table = GridTable(grid=Grid(rows=shape.grid, columns=shape.grid), prefix=_rows_of_prefix(shape))
             self.pos_embed = set_table(learned_positions(num_tokens=shape.num_positions, width=shape.width), table)
+        elif config.positions == "factorised":
+            self.factorised_positions = FactorisedPositions(grid=Grid(rows=shape.grid, columns=shape.grid), width=shape.width)
         elif config.positions != "none":
             self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=False)
+        self.rope = _axial_rope(config)
+        self.shared_position_bias = _shared_position_bias(config)
         block = ParallelBlock if config.parallel else Block
         specs = [config.block_spec(index) for index in range(shape.depth)]
         self.drop_rates = [spec.drop_rate for spec in specs for _ in range(block.num_branches)]
@@ -93,15 +101,15 @@ class ViT(Backbone):
         """
         seed_B = None if draws is None else draws.get(SEED_KEY)
         grid = Grid(rows=image_BCHW.shape[2] // self.patch_size, columns=image_BCHW.shape[3] // self.patch_size)
-        x_BND = self._embed(image_BCHW, grid=grid, seed_B=seed_B)
-        kept = () if seed_B is None else kept_samples(seed_B, rates=self.drop_rates)
-        context = BlockContext(grid=grid, num_prefix=self.num_prefix, seed_B=seed_B, kept=kept)
+        patches_BP = None if seed_B is None else self._kept_patches(seed_B, grid=grid)
+        x_BND = self._embed(image_BCHW, grid=grid, seed_B=seed_B, patches_BP=patches_BP)
+        context = self._context(x_BND, grid=grid, seed_B=seed_B, patches_BP=patches_BP)
         for index, block in enumerate(self.blocks):
             x_BND = self.block_runner(index, block, x_BND, context=context)
         distilled_BD = self.norm(x_BND[:, 1]) if self.is_distilled else None
         return Features(pooled_BD=self._pool(x_BND), tokens_BND=x_BND, distilled_BD=distilled_BD)
 
-    def _embed(self, image_BCHW: Tensor, *, grid: Grid, seed_B: Tensor | None) -> Tensor:
+    def _embed(self, image_BCHW: Tensor, *, grid: Grid, seed_B: Tensor | None, patches_BP: Tensor | None) -> Tensor:
         x_BND: Tensor = self.patch_embed(image_BCHW)
         prefix = [token.expand(x_BND.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
         registers = [] if self.reg_token is None else [self.reg_token.expand(x_BND.shape[0], -1, -1)]
@@ -113,14 +121,16 @@ class ViT(Backbone):
             x_BND = self._with_positions(x_BND, grid=grid)
         joined = [*prefix, *registers, x_BND]
         x_BND = torch.cat(joined, dim=1) if len(joined) > 1 else x_BND
-        if seed_B is not None:
-            x_BND = self._drop_patches(self.embedding_dropout(x_BND, seed_B=seed_B), seed_B=seed_B)
-        return x_BND
+        x_BND = self.embedding_dropout(x_BND, seed_B=seed_B)
+        return x_BND if patches_BP is None else self._take_patches(x_BND, patches_BP)
 
     def _with_positions(self, x_BND: Tensor, *, grid: Grid) -> Tensor:
         """Tokens plus the positions of all that have one."""
         if self.pos_embed is not None:
             return x_BND + self._learned_positions(self.pos_embed, grid=grid)
+        if self.factorised_positions is not None:
+            table_1ND: Tensor = self.factorised_positions(grid=grid)
+            return x_BND + table_1ND
         return x_BND if self.fixed_positions is None else x_BND + self.fixed_positions.like(x_BND, grid=grid)
 
     def _learned_positions(self, table_1ND: Tensor, *, grid: Grid) -> Tensor:
@@ -131,12 +141,30 @@ class ViT(Backbone):
         num_prefix = self.num_prefix_positions
         return resample_positions(table_1ND, source=own, target=grid, num_prefix=num_prefix, mode=self.resampling).to(table_1ND.dtype)
 
-    def _drop_patches(self, x_BND: Tensor, *, seed_B: Tensor) -> Tensor:
+    def _kept_patches(self, seed_B: Tensor, *, grid: Grid) -> Tensor | None:
         if not self.patch_dropout:
-            return x_BND
+            return None
+        return kept_patches(seed_B, num_patches=grid.rows * grid.columns, rate=self.patch_dropout)
+
+    def _take_patches(self, x_BND: Tensor, patches_BP: Tensor) -> Tensor:
         prefix_BND, patches_BPD = x_BND[:, : self.num_prefix], x_BND[:, self.num_prefix :]
-        kept_BK = kept_patches(seed_B, num_patches=patches_BPD.shape[1], rate=self.patch_dropout)
-        return torch.cat([prefix_BND, take_patches(patches_BPD, kept_BK)], dim=1)
+        return torch.cat([prefix_BND, take_patches(patches_BPD, patches_BP)], dim=1)
+
+    def _context(self, like: Tensor, *, grid: Grid, seed_B: Tensor | None, patches_BP: Tensor | None) -> BlockContext:
+        rotation: Rotation | None = None
+        if self.rope is not None:
+            rotation = self.rope.rotation(like, grid=grid, num_prefix=self.num_prefix, seed_B=seed_B)
+            rotation = rotation if patches_BP is None else rotation.of_patches(patches_BP, num_prefix=self.num_prefix)
+        shared = self.shared_position_bias
+        return BlockContext(
+            grid=grid,
+            num_prefix=self.num_prefix,
+            seed_B=seed_B,
+            kept=() if seed_B is None else kept_samples(seed_B, rates=self.drop_rates),
+            rotation=rotation,
+            bias_HNN=None if shared is None else shared(grid=grid, num_prefix=self.num_prefix),
+            patches_BP=patches_BP,
+        )
 
     def _pool(self, x_BND: Tensor) -> Tensor:
         if self.pooling == "none":
@@ -157,6 +185,24 @@ def _rows_of_prefix(shape: ViTShape) -> tuple[str, ...]:
     """Which prefix tokens have a row in the learned table, in its order."""
     tokens = {CLASS_ROW: shape.class_token, "distillation": shape.is_distilled}
     return tuple(name for name, exists in tokens.items() if exists and shape.prefix_positions)
+
+
+def _axial_rope(config: ViTConfig) -> AxialRope | None:
+    """The turn that all blocks have in common; learned frequencies are each block's own."""
+    if config.rotary is None or isinstance(config.rotary, MixedRopeConfig):
+        return None
+    shape = config.shape
+    return config.rotary.build(head_width=shape.width // shape.num_heads, grid=Grid(rows=shape.grid, columns=shape.grid))
+
+
+def _shared_position_bias(config: ViTConfig) -> RelativeBias | None:
+    shape, bias = config.shape, config.position_bias
+    rule = POSITION_MODES[config.resampling].relative
+    if not isinstance(bias, RelativeBiasConfig) or not bias.shared:
+        return None
+    assert rule is not None, "validation asks for a rule where there is a table of offsets"
+    grid = Grid(rows=shape.grid, columns=shape.grid)
+    return bias.build(grid=grid, num_heads=shape.num_heads, has_prefix=shape.num_prefix > 0, rule=rule)
 
 
 def _attention_pool(config: ViTConfig) -> AttentionPool:

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
 from vitscale.models.base import BackboneConfig
-from vitscale.models.variants import FREE_SETTINGS, parse_variant
+from vitscale.models.variants import parse_variant
 from vitscale.models.vit_shape import ViTShape
 from vitscale.nn.attention import QkvBias
 from vitscale.nn.block import BlockSpec
@@ -15,8 +16,11 @@ from vitscale.nn.counter_hash import SEED_KEY, SeedSource
 from vitscale.nn.layers import NormKind
 from vitscale.nn.mlp import Gelu, MlpKind, gated_width
 from vitscale.nn.pooling import NormPlace, Pooling
+from vitscale.nn.position_bias import PositionBiasConfig
 from vitscale.nn.positions import Positions
-from vitscale.nn.resample import PositionMode
+from vitscale.nn.relative_bias import RelativeBiasConfig
+from vitscale.nn.resample import POSITION_MODES, Grid, PositionMode
+from vitscale.nn.rope import Dinov3RopeConfig, MixedRopeConfig, RotaryConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -50,9 +54,9 @@ class ViTSettings(BackboneConfig):
     """exact: by the error function (timm, Hugging Face). tanh: the approximation that Google's released models use."""
     mlp_norm: bool = False
     """Whether the hidden values of the MLP are normalised before its last layer (EVA-02)."""
-    positions: Positions | Literal["none"] = "learned"
+    positions: Positions | Literal["factorised", "none"] = "learned"
     """learned: a trained table. sincos2d_mae, sincos2d_big_vision: fixed 2-D sines and cosines; the width is then a multiple of 4.
-    none: nothing is added to the tokens."""
+    factorised: a trained table of rows and one of columns, added up. none: nothing is added to the tokens."""
     prefix_positions: bool = True
     """Whether the learned table has rows for class and distillation token (ViT, DeiT, DINOv2) or for the patches only (DeiT III).
     Register tokens never have one."""
@@ -97,6 +101,10 @@ class ViTSettings(BackboneConfig):
     """Share of values dropped in training: of the embedding, after attention, and twice in the MLP, as in vit_jax."""
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the patches left out in training, others for each sample (FLIP)."""
+    rotary: RotaryConfig | None = None
+    """Turns queries and keys by angles that depend on row and column; null: no turn."""
+    position_bias: PositionBiasConfig | None = None
+    """Adds a trained number to each attention score, for the offset of the two tokens; null: none."""
     image_mean: tuple[float, ...] = (0.5,)
     """Subtracted from the image, in units where white is 1: one number per channel, or one for all."""
     image_std: tuple[float, ...] = (0.5,)
@@ -124,11 +132,11 @@ class ViTSettings(BackboneConfig):
     @field_validator("*")
     @classmethod
     def _is_the_variants(cls, value: Any, info: ValidationInfo) -> Any:
-        name = info.data.get("variant")
-        if name is None or info.field_name in FREE_SETTINGS:
+        name, setting = info.data.get("variant"), str(info.field_name)
+        if name is None or setting == "variant" or setting in parse_variant(name).free:
             return value
-        fixed = parse_variant(name).settings.get(str(info.field_name), value)
-        if value != fixed:
+        fixed = parse_variant(name).settings.get(setting, value)
+        if _at_inference(value) != fixed:
             raise ValueError(
                 f"{_yaml(value)} contradicts model.variant {name}, which has {_yaml(fixed)}; leave it out, or name a plain size"
                 f" such as B/16 and give every setting"
@@ -251,6 +259,35 @@ class ViTSettings(BackboneConfig):
             raise ValueError("leaves holes in the windows of model.window; use one of the two")
         return value
 
+    @field_validator("rotary")
+    @classmethod
+    def _heads_hold_turning_pairs(cls, value: RotaryConfig | None, info: ValidationInfo) -> RotaryConfig | None:
+        if value is None:
+            return value
+        width, heads = _resolved("width", info), _resolved("num_heads", info)
+        if width is not None and heads is not None and width // heads % 4:
+            raise ValueError(f"turns pairs of channels for rows and columns: heads of {width // heads} channels are no multiple of 4")
+        if info.data.get("window") is not None:
+            raise ValueError("turns tokens by their place in the image, and model.window attends within windows; use one of the two")
+        return value
+
+    @field_validator("position_bias")
+    @classmethod
+    def _bias_knows_every_pair(cls, value: PositionBiasConfig | None, info: ValidationInfo) -> PositionBiasConfig | None:
+        if value is None:
+            return value
+        if info.data.get("patch_dropout"):
+            raise ValueError("is for a whole grid of patches, and model.patch_dropout leaves holes in it; use one of the two")
+        if not isinstance(value, RelativeBiasConfig):
+            return value
+        if value.shared and info.data.get("window") is not None:
+            raise ValueError("shared: one table cannot serve windows and the whole image of model.window; set it to false")
+        mode = info.data.get("resampling", "timm")
+        if POSITION_MODES[mode].relative is None:
+            known = ", ".join(name for name, rules in POSITION_MODES.items() if rules.relative is not None)
+            raise ValueError(f"model.resampling {mode} has no rule for a table of relative positions; use one of {known}")
+        return value
+
     @field_validator("image_mean", "image_std")
     @classmethod
     def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
@@ -264,7 +301,8 @@ class ViTSettings(BackboneConfig):
     @property
     def draw_sources(self) -> dict[str, DrawSource]:
         """A seed for each training sample where anything is dropped."""
-        return {SEED_KEY: SeedSource()} if self.stochastic_depth or self.dropout or self.patch_dropout else {}
+        is_turned = isinstance(self.rotary, Dinov3RopeConfig) and self.rotary.draws is not None
+        return {SEED_KEY: SeedSource()} if self.stochastic_depth or self.dropout or self.patch_dropout or is_turned else {}
 
     @property
     def shape(self) -> ViTShape:
@@ -302,11 +340,14 @@ class ViTSettings(BackboneConfig):
             window=self.window,
             global_blocks=self.global_blocks,
             patch_dropout=self.patch_dropout,
+            rotary=self.rotary.kind if self.rotary else None,
+            position_bias=self.position_bias.kind if self.position_bias else None,
         )
 
     def block_spec(self, index: int) -> BlockSpec:
         """What block number `index` is made of."""
         shape = self.shape
+        is_shared = isinstance(self.position_bias, RelativeBiasConfig) and self.position_bias.shared
         return BlockSpec(
             width=shape.width,
             num_heads=shape.num_heads,
@@ -323,6 +364,11 @@ class ViTSettings(BackboneConfig):
             layer_scale=self.layer_scale,
             window=shape.window_of(index),
             dropout=self.dropout,
+            grid=Grid(rows=shape.grid, columns=shape.grid),
+            has_prefix=shape.num_prefix > 0,
+            rope=self.rotary if isinstance(self.rotary, MixedRopeConfig) else None,
+            position_bias=None if is_shared else self.position_bias,
+            relative_rule=POSITION_MODES[self.resampling].relative,
             drop_rate=self._drop_rate(index, depth=shape.depth),
         )
 
@@ -342,6 +388,13 @@ def _resolved(name: str, info: ValidationInfo) -> int | None:
     return value
 
 
+def _at_inference(value: Any) -> Any:
+    """A setting without what is drawn in training only."""
+    return value.without_draws if isinstance(value, Dinov3RopeConfig) else value
+
+
 def _yaml(value: Any) -> str:
     """A value as it would stand in a YAML file."""
+    if isinstance(value, Config):
+        return json.dumps(value.model_dump(mode="json"))
     return value if isinstance(value, str) else json.dumps(value)

@@ -32,6 +32,8 @@ class ViTShape:
     window: int | None
     global_blocks: tuple[int, ...]
     patch_dropout: float
+    rotary: Literal["dinov3", "eva02", "mixed"] | None
+    position_bias: Literal["relative", "log_spaced", "decomposed"] | None
 
     @property
     def grid(self) -> int:
@@ -86,7 +88,17 @@ class ViTShape:
             qk_norm=self.qk_norm,
             mlp_norm=self.mlp_norm,
             layer_scale=self.layer_scale,
+            num_score_heads=self.num_heads if self.position_bias else 0,
+            num_turned=self._num_turned,
+            bias_flops=2 * padded**2 * 2 * (window or self.grid) * self.width if self.position_bias == "decomposed" else 0,
         )
+
+    @property
+    def _num_turned(self) -> int:
+        if self.rotary is None:
+            return 0
+        # Queries and keys as they are turned; learned frequencies have a gradient, which takes their swapped pairs as well.
+        return 4 if self.rotary == "mixed" else 2
 
     def _pooling_flops(self) -> int:
         if self.pooling != "map":

@@ -11,6 +11,9 @@ from vitscale.nn.context import BlockContext
 from vitscale.nn.dropout import Dropout
 from vitscale.nn.layers import LayerScale, NormKind, norm_layer
 from vitscale.nn.mlp import Gelu, Mlp, MlpKind
+from vitscale.nn.position_bias import PositionBias, PositionBiasConfig, position_bias
+from vitscale.nn.resample import Grid, RelativeRule
+from vitscale.nn.rope import MixedRopeConfig
 from vitscale.nn.stochastic_depth import add_branch
 
 FIRST_BLOCK_SITE = 1
@@ -36,6 +39,14 @@ class BlockSpec:
     layer_scale: float | None = None
     window: int | None = None
     dropout: float = 0.0
+    grid: Grid | None = None
+    """Patches of the image, which the tables of a position bias are made for where there is no window."""
+    has_prefix: bool = False
+    rope: MixedRopeConfig | None = None
+    position_bias: PositionBiasConfig | None = None
+    """These two where the block has one of its own."""
+    relative_rule: RelativeRule | None = None
+    """How a table of relative positions is resampled."""
     drop_rate: float = 0.0
     """Share of the training samples that skip a branch of this block."""
 
@@ -113,6 +124,23 @@ def _attention(spec: BlockSpec) -> Attention:
         qk_norm=spec.norm if spec.qk_norm else None,
         norm_eps=spec.norm_eps,
         window=spec.window,
+        rope=spec.rope.build(num_heads=spec.num_heads, head_width=spec.width // spec.num_heads) if spec.rope else None,
+        position_bias=_position_bias(spec),
+    )
+
+
+def _position_bias(spec: BlockSpec) -> PositionBias | None:
+    if spec.position_bias is None:
+        return None
+    grid = Grid(rows=spec.window, columns=spec.window) if spec.window else spec.grid
+    assert grid is not None, "a position bias is made for a grid"
+    return position_bias(
+        spec.position_bias,
+        grid=grid,
+        num_heads=spec.num_heads,
+        head_width=spec.width // spec.num_heads,
+        has_prefix=spec.has_prefix,
+        rule=spec.relative_rule,
     )
 
 

@@ -1,12 +1,13 @@
 """What the blocks of a transformer know of a batch of tokens beside their values: where they are, and what is drawn for them."""
 
-# B batch, K kept samples, N tokens
+# B batch, K kept samples, N tokens, H heads, P kept patches
 
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from vitscale.nn.resample import Grid
+from vitscale.nn.rope import Rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,18 @@ class BlockContext:
     kept: tuple[Tensor | None, ...] = ()
     """The samples (K,) that run each residual branch, in order; None: all do. Empty where no branch is dropped."""
 
+    rotation: Rotation | None = None
+    """By what queries and keys are turned, where no block has a turn of its own."""
+    bias_HNN: Tensor | None = None
+    """What is added to the attention scores of every block, where they share a bias."""
+    patches_BP: Tensor | None = None
+    """The patches that patch dropout has left, by their place in the grid; None: all."""
+
     def of_samples(self, index_K: Tensor) -> "BlockContext":
         """The context of some of the samples."""
-        return replace(self, seed_B=None if self.seed_B is None else self.seed_B[index_K])
+        return replace(
+            self,
+            seed_B=None if self.seed_B is None else self.seed_B[index_K],
+            rotation=None if self.rotation is None else self.rotation.of_samples(index_K),
+            patches_BP=None if self.patches_BP is None else self.patches_BP[index_K],
+        )

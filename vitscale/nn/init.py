@@ -4,6 +4,7 @@ A value depends on (seed, parameter name, recipe, shape) alone, so a model start
 on the meta device, at any ZeRO stage, on any number of ranks, one parameter at a time.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,7 +24,7 @@ _STD_OF_CUT_NORMAL = 0.87962566103423978
 class Init:
     """`kind` constant fills with `value`; trunc_normal has standard deviation `value`, cut at two of them;
     normal has standard deviation `value`; xavier_uniform sees the tensor as `stack` matrices on top of one another
-    (3 for a fused qkv), as the unfused layers would be drawn."""
+    (3 for a fused qkv), as the unfused layers would be drawn; rotated_frequencies has the base `value`."""
 
     kind: str
     value: float = 0.0
@@ -58,6 +59,12 @@ def normal(std: float) -> Init:
 def xavier_uniform(*, stack: int = 1) -> Init:
     """Glorot and Bengio (2010), uniform, on each of `stack` equal row blocks."""
     return Init(kind="xavier_uniform", stack=stack)
+
+
+def rotated_frequencies(base: float) -> Init:
+    """Frequencies (2, heads, 2F) of RoPE-Mixed (Heo et al. 2024): vectors of lengths base^(-k/F), k < F, all in one random direction
+    for each head, then the same at right angles to it."""
+    return Init(kind="rotated_frequencies", value=base)
 
 
 def set_init(parameter: P, init: Init) -> P:
@@ -109,9 +116,18 @@ def _xavier_uniform(value: Tensor, init: Init, generator: torch.Generator) -> No
         nn.init.xavier_uniform_(part, generator=generator)
 
 
+def _rotated_frequencies(value: Tensor, init: Init, generator: torch.Generator) -> None:
+    _, num_heads, num_pairs = value.shape
+    lengths = init.value ** (-torch.arange(num_pairs // 2) / (num_pairs // 2))
+    first = 2 * math.pi * torch.rand(num_heads, 1, generator=generator)
+    for axis, part in zip((torch.cos, torch.sin), value, strict=True):
+        part.copy_(torch.cat([lengths * axis(first), lengths * axis(first + math.pi / 2)], dim=-1))
+
+
 _FILL: dict[str, Callable[[Tensor, Init, torch.Generator], None]] = {
     "constant": _constant,
     "trunc_normal": _trunc_normal,
     "normal": _normal,
     "xavier_uniform": _xavier_uniform,
+    "rotated_frequencies": _rotated_frequencies,
 }

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 # Embeddings are added to activations, not multiplied with them; shrinking them to zero is no regularisation of a kernel.
 _EMBEDDINGS = ("pos_embed", "cls_token", "dist_token", "reg_token", "latent")
 
+# What says where tokens are: tables, frequencies, the small network that makes a bias (microsoft/Swin-Transformer,
+# `no_weight_decay_keywords`; timm's `RotaryEmbeddingMixed.no_weight_decay`).
+_POSITIONS = frozenset({"position_bias", "shared_position_bias", "rope", "factorised_positions"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
@@ -17,7 +21,8 @@ class ParameterGroup:
 
 def decays(name: str, *, num_dims: int) -> bool:
     """Whether weight decay applies: to kernels of linear layers, not to biases, norms, learned tokens or positions."""
-    return num_dims >= 2 and name.rpartition(".")[2] not in _EMBEDDINGS
+    parts = name.split(".")
+    return num_dims >= 2 and parts[-1] not in _EMBEDDINGS and _POSITIONS.isdisjoint(parts)
 
 
 def parameter_groups(shapes: Iterable[tuple[str, tuple[int, ...]]], *, weight_decay: float) -> list[ParameterGroup]:

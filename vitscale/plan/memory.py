@@ -102,8 +102,7 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     # Each norm keeps what goes in and what comes out; each layer scale what goes in.
     num_norms, num_branches = (1, 1) if block.is_parallel else (2, 2)
     kept = 2 * num_norms + (num_branches if block.layer_scale else 0)
-    if block.qk_norm:
-        attention += 2 * (block.num_tokens + block.padding_tokens) * block.width
+    attention += (2 * block.qk_norm + block.num_turned) * (block.num_tokens + block.padding_tokens) * block.width
     # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
     hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)
     scores = block.num_score_heads * (block.num_tokens + block.padding_tokens) * block.attended_tokens

@@ -39,7 +39,7 @@ def export_checkpoint(
 def _fixed_positions(config: RunConfig) -> dict[str, Tensor]:
     """The table of fixed positions, which is no parameter here but is one elsewhere."""
     model, shape = config.model, config.model.shape
-    if model.positions == "learned" or model.positions == "none":
+    if model.positions == "learned" or model.positions == "factorised" or model.positions == "none":
         return {}
     table = sincos_positions(model.positions, rows=shape.grid, columns=shape.grid, width=shape.width, class_token=shape.class_token)
     return {"backbone.pos_embed": table}
