@@ -159,6 +159,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     yield from _schedule_problems(config)
     yield from _parallel_problems(config.parallel)
     yield from _average_problems(config)
+    yield from _eval_form_problems(config)
 
 
 def precision_problem(*, precision: Precision | Auto, zero_stage: ZeroStage | Auto) -> str | None:
@@ -198,18 +199,17 @@ def _batch_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _stage_problems(config: RunConfig) -> Iterator[str]:
-    patch, largest = config.model.shape.patch_size, config.model.image_size
+    largest = config.model.image_size
+    patches = sorted({form.patch_size or config.model.shape.patch_size for form in config.model.input_forms})
+    what = f"the patch size {patches[0]}" if len(patches) == 1 else f"every patch size {', '.join(map(str, patches))}"
     for index, (stage, start) in enumerate(zip(config.stages, config.stage_starts, strict=False)):
         if not start < stage.until_samples < config.train.num_samples:
             yield (
                 f"stages.{index}.until_samples: {stage.until_samples} does not lie between the start of the stage at {start} and the"
                 f" end of the run (train.num_samples {config.train.num_samples})"
             )
-        if stage.image_size % patch or stage.image_size > largest:
-            yield (
-                f"stages.{index}.image_size: {stage.image_size} is not a multiple of the patch size {patch} of at most"
-                f" model.image_size {largest}"
-            )
+        if any(stage.image_size % patch for patch in patches) or stage.image_size > largest:
+            yield f"stages.{index}.image_size: {stage.image_size} is not a multiple of {what} of at most model.image_size {largest}"
 
 
 def _schedule_problems(config: RunConfig) -> Iterator[str]:
@@ -248,3 +248,11 @@ def _average_problems(config: RunConfig) -> Iterator[str]:
     for name, evaluation in config.evals.items():
         if evaluation.weights == "ema":
             yield f"evals.{name}.weights: 'ema' needs a moving average; set optim.ema_decay, for example 0.999"
+
+
+def _eval_form_problems(config: RunConfig) -> Iterator[str]:
+    for name, evaluation in config.evals.items():
+        if evaluation.patch_size is not None:
+            problem = config.model.patch_size_problem(evaluation.patch_size)
+            if problem is not None:
+                yield f"evals.{name}.patch_size: {problem}"

@@ -33,3 +33,15 @@ def test_transforms_and_losses_travel_to_and_from_loader_processes() -> None:
     lost = LostSample(sample_id=3, epoch=1, view=5, shard="a.tar", reason="gone", replaced_by=7)
     for value in (staged, lost):
         assert pickle.loads(pickle.dumps(value)) == value
+
+
+def test_one_of_several_forms_is_drawn_for_each_batch_of_a_stage() -> None:
+    def drawn(*, seed: int) -> list[object]:
+        staged = StagedTransform(starts=(0, 1600), transforms=(first, second, second, third), num_forms=2, seed=seed)
+        return [staged.at(consumed) for consumed in range(0, 3200, 16)]
+
+    once = drawn(seed=0)
+    assert set(once[:100]) == {first, second}
+    assert set(once[100:]) == {second, third}
+    assert 30 < once[:100].count(first) < 70
+    assert drawn(seed=0) == once != drawn(seed=1)

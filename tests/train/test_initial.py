@@ -12,12 +12,12 @@ from vitscale import api
 from vitscale.checkpoint.manifest import FileEntry, encode_manifest, read_manifest
 from vitscale.config import CheckpointError, ConfigError, StopRequested
 from vitscale.nn.init import initial_value
+from vitscale.nn.patch_kernel import resample_patch_kernel
 from vitscale.nn.resample import Grid, resample_positions
 from vitscale.run_config import RunConfig
 from vitscale.train.build import open_run
 from vitscale.train.initial import initial_values
 from vitscale.train.state import TrainState
-from vitscale.weights.patch_kernel import resample_patch_kernel
 
 POSITIONS, KERNEL, HEAD = "backbone.pos_embed", "backbone.patch_embed.weight", ("head.fc.weight", "head.fc.bias")
 

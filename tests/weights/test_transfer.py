@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vitscale.config import CheckpointError
 from vitscale.models import ViTConfig
+from vitscale.nn.patch_kernel import resample_patch_kernel
 from vitscale.nn.position_table import AxisTable, GridTable, OffsetTable, PositionTable, fit_table, position_tables
 from vitscale.nn.resample import Grid, PositionMode, resample_positions
 from vitscale.objectives.supervised import SupervisedConfig
-from vitscale.weights.patch_kernel import resample_patch_kernel
 from vitscale.weights.transfer import InitFromConfig, ModelFacts, TransferPlan, format_table, plan_transfer
 
 SIZES: dict[str, Any] = {"image_size": 16, "num_channels": 1, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2}

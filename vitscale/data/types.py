@@ -99,11 +99,20 @@ class SampleTransform(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StagedTransform:
-    """The transform of each stage of a run; `starts[i]` is the number of samples consumed before stage i, the first is 0."""
+    """The transforms of each stage of a run; `starts[i]` is the number of samples consumed before stage i, the first is 0.
+
+    Where a stage has several, `num_forms` each, one is drawn for every batch: a function of `seed` and of the samples consumed
+    before it, so the same on all ranks and after a resume.
+    """
 
     transforms: tuple[SampleTransform, ...]
+    """Those of the first stage, then those of the next."""
     starts: tuple[int, ...] = (0,)
+    num_forms: int = 1
+    seed: int = 0
 
     def at(self, consumed: int) -> SampleTransform:
         """The transform of the batch that follows `consumed` samples."""
-        return self.transforms[bisect.bisect_right(self.starts, consumed) - 1]
+        stage = bisect.bisect_right(self.starts, consumed) - 1
+        form = CounterRng(self.seed, "form", consumed).integer(0, self.num_forms) if self.num_forms > 1 else 0
+        return self.transforms[stage * self.num_forms + form]

@@ -3,6 +3,7 @@
 # B batch, K classes
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,10 +16,11 @@ from vitscale.data.images.transforms import EvalTransform, Interpolation
 from vitscale.data.labels import ClassLabels
 from vitscale.data.loader import Share, eval_loader
 from vitscale.data.reader import SampleReader
-from vitscale.data.types import Batch
+from vitscale.data.types import Batch, SampleTransform
 from vitscale.dist.collectives import all_reduce_sum
 from vitscale.dist.ranks import Ranks
 from vitscale.models import ModelConfig
+from vitscale.objectives.draws import WithDraws
 
 _PREFETCH_BATCHES = 2
 _PROBED_SAMPLES = 64
@@ -46,6 +48,8 @@ class ClassificationConfig(Config):
     """Side of the centre crop as a fraction of the resized image's shorter side; 0.875 is the usual choice for photos."""
     interpolation: Interpolation = Field(default="bilinear", json_schema_extra=OPERATIONAL)
     """How images are resized."""
+    patch_size: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
+    """Side of the patches of a model with flexible ones: any that divides the image size. null: the smallest of model.flexible_patches."""
 
 
 class ClassificationEval:
@@ -64,17 +68,22 @@ class ClassificationEval:
         self._num_classes = dataset.num_classes
         self._pin_memory = pin_memory
         self._share = Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=config.num_workers, prefetch=_PREFETCH_BATCHES)
-        self._transform = EvalTransform(
+        form = model.eval_form if config.patch_size is None else replace(model.eval_form, patch_size=config.patch_size)
+        targets = config.labels.reader()
+        transform: SampleTransform = EvalTransform(
             image_size=model.image_size,
             num_channels=model.num_channels,
             resize=config.resize,
             crop_fraction=config.crop_fraction,
             interpolation=config.interpolation,
-            targets=config.labels.reader(),
+            targets=targets,
         )
+        for key, mark in form.marks.items():
+            transform = WithDraws(transform=transform, key=key, source=mark, image_size=model.image_size)
+        self._transform = transform
         # Now and not when the first evaluation is due, which may be after a day of training.
         for sample in SampleReader(dataset).read(0, min(_PROBED_SAMPLES, dataset.num_samples)):
-            self._transform.targets(sample)
+            targets(sample)
 
     def run(self, predict: Callable[[Batch], Tensor]) -> dict[str, float]:
         """Accuracy over the whole data set: `top1`, `top5` (shares) and `num_samples`. All ranks must call this.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
+from vitscale.nn.input_form import InputForm
 
 
 class BlockRunner(Protocol):
@@ -21,7 +22,7 @@ class BlockRunner(Protocol):
 
 
 Draws = Mapping[str, Tensor]
-"""Numbers drawn for each sample, by batch key."""
+"""What the loader adds to each sample for the model, by batch key: numbers drawn in training, and marks of the batch's form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,20 @@ class BackboneConfig(Config):
         """What the loader draws for each training sample, by batch key: all the randomness of the model."""
         return {}
 
+    @property
+    def input_forms(self) -> tuple[InputForm, ...]:
+        """The forms of a batch in training, of which the loader draws one for each step."""
+        return (InputForm(),)
+
+    @property
+    def eval_form(self) -> InputForm:
+        """The form of a batch in evaluations that ask for no other."""
+        return self.input_forms[0]
+
+    def patch_size_problem(self, patch_size: int) -> str | None:
+        """Why images cannot be cut into patches of that side in an evaluation; None where they can."""
+        return f"{patch_size} has no effect on a model whose patches have one size; leave it out, or set model.flexible_patches"
+
 
 class Backbone(nn.Module, ABC):
     """Images to features. Built from parameters with init recipes and no buffers, so it can be built on the meta device."""
@@ -153,7 +168,9 @@ class Backbone(nn.Module, ABC):
     is_distilled: bool = False
     """Whether features have a `distilled_BD`."""
     draw_keys: frozenset[str] = frozenset()
-    """What `draws` holds in training."""
+    """What `draws` holds in training only."""
+    form_keys: frozenset[str] = frozenset()
+    """What `draws` always holds: which form the images have."""
 
     @property
     @abstractmethod
@@ -168,7 +185,7 @@ class Backbone(nn.Module, ABC):
     def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:
         """Normalised images (B, C, H, W) to features; sides other than `image_size` are multiples of the patch size.
 
-        In training `draws` decides what is dropped; without it nothing is random.
+        In training `draws` decides what is dropped; without `draw_keys` in it nothing is random.
         """
 
 

@@ -14,6 +14,7 @@ from vitscale.nn.counter_hash import SEED_KEY
 from vitscale.nn.dropout import Dropout, kept_patches, take_patches
 from vitscale.nn.factorised import FactorisedPositions
 from vitscale.nn.init import set_init, zeros
+from vitscale.nn.input_form import PATCH_SIZE_KEY
 from vitscale.nn.layers import norm_layer
 from vitscale.nn.patch_embed import PatchEmbed
 from vitscale.nn.pooling import AttentionPool, pool_tokens
@@ -51,11 +52,13 @@ class ViT(Backbone):
         self.num_channels = shape.num_channels
         self.num_prefix = shape.num_prefix
         self.num_prefix_positions = shape.num_prefix_positions
+        self.default_patch = shape.finest_patch
         self.pooling = config.pooling
         self.resampling = config.resampling
         self.norm_place = config.norm_place
         self.is_distilled = shape.is_distilled
         self.draw_keys = frozenset(config.draw_sources)
+        self.form_keys = frozenset(config.eval_form.marks)
         self.block_runner: BlockRunner = run_block
         self.normaliser = Normaliser(mean=config.image_mean, std=config.image_std)
         self.embedding_dropout = Dropout(rate=config.dropout, site=0)
@@ -95,22 +98,28 @@ class ViT(Backbone):
     def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:
         """Normalised images (B, C, H, W) to features, whose `tokens_BND` begin with the prefix tokens.
 
-        Both sides are multiples of the patch size. Away from `image_size` a learned table is resampled to the grid at hand by
-        `model.resampling`, and trained through; a fixed one is that of the grid at hand. Patch dropout leaves `tokens_BND` without
-        the dropped patches.
+        Both sides are multiples of the patch size: that of `draws` where patches are flexible, else the model's. Away from
+        `image_size` and the model's own patch size a learned table is resampled to the grid at hand by `model.resampling`, and trained
+        through; a fixed one is that of the grid at hand. Patch dropout leaves `tokens_BND` without the dropped patches.
         """
         seed_B = None if draws is None else draws.get(SEED_KEY)
-        grid = Grid(rows=image_BCHW.shape[2] // self.patch_size, columns=image_BCHW.shape[3] // self.patch_size)
+        patch_size = self._patch_size(draws)
+        grid = Grid(rows=image_BCHW.shape[2] // patch_size, columns=image_BCHW.shape[3] // patch_size)
         patches_BP = None if seed_B is None else self._kept_patches(seed_B, grid=grid)
-        x_BND = self._embed(image_BCHW, grid=grid, seed_B=seed_B, patches_BP=patches_BP)
+        x_BND = self._embed(self.patch_embed(image_BCHW, patch_size=patch_size), grid=grid, seed_B=seed_B, patches_BP=patches_BP)
         context = self._context(x_BND, grid=grid, seed_B=seed_B, patches_BP=patches_BP)
         for index, block in enumerate(self.blocks):
             x_BND = self.block_runner(index, block, x_BND, context=context)
         distilled_BD = self.norm(x_BND[:, 1]) if self.is_distilled else None
         return Features(pooled_BD=self._pool(x_BND), tokens_BND=x_BND, distilled_BD=distilled_BD)
 
-    def _embed(self, image_BCHW: Tensor, *, grid: Grid, seed_B: Tensor | None, patches_BP: Tensor | None) -> Tensor:
-        x_BND: Tensor = self.patch_embed(image_BCHW)
+    def _patch_size(self, draws: Draws | None) -> int:
+        """Side of the patches of this batch, as its mark says; without one the model's, or the smallest of flexible ones."""
+        mark_BP0 = None if draws is None else draws.get(PATCH_SIZE_KEY)
+        return self.default_patch if mark_BP0 is None else mark_BP0.shape[1]
+
+    def _embed(self, x_BND: Tensor, *, grid: Grid, seed_B: Tensor | None, patches_BP: Tensor | None) -> Tensor:
+        """Patch tokens to all tokens, with positions."""
         prefix = [token.expand(x_BND.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
         registers = [] if self.reg_token is None else [self.reg_token.expand(x_BND.shape[0], -1, -1)]
         if self.num_prefix_positions:

@@ -13,6 +13,7 @@ from vitscale.models.vit_shape import ViTShape
 from vitscale.nn.attention import QkvBias
 from vitscale.nn.block import BlockSpec
 from vitscale.nn.counter_hash import SEED_KEY, SeedSource
+from vitscale.nn.input_form import InputForm
 from vitscale.nn.layers import NormKind
 from vitscale.nn.mlp import Gelu, MlpKind, gated_width
 from vitscale.nn.pooling import NormPlace, Pooling
@@ -34,6 +35,10 @@ class ViTSettings(BackboneConfig):
     make it what it is; `vitscale models` lists them. null: give width, depth, num_heads and patch_size."""
     patch_size: Count | None = None
     """Side of a patch in pixels; replaces the variant's."""
+    flexible_patches: tuple[Count, ...] = ()
+    """FlexiViT (Beyer et al. 2023): sides of the patches that training draws one of for each step, each a divisor of the image size. The
+    kernel is kept at model.patch_size, which need not divide it, the learned table at as many whole patches of that size as the image
+    has a side; both are resampled in every step, and evaluations may ask for any size. Planned for the smallest."""
     image_size: int = Field(ge=1)
     """Side of the square input in pixels, a multiple of the patch size."""
     num_channels: int = Field(default=3, ge=1)
@@ -157,11 +162,23 @@ class ViTSettings(BackboneConfig):
             raise ValueError("required where no model.variant is given")
         return value
 
+    @field_validator("flexible_patches")
+    @classmethod
+    def _patches_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) == 1 or len(set(value)) < len(value):
+            raise ValueError(f"one of several sizes is drawn for each step: give two or more, each once, not {list(value)}")
+        return value
+
     @field_validator("image_size")
     @classmethod
     def _patches_tile_the_image(cls, value: int, info: ValidationInfo) -> int:
-        patch = _resolved("patch_size", info)
-        if patch is not None and value % patch:
+        patch, flexible = _resolved("patch_size", info), info.data.get("flexible_patches", ())
+        unfit = [size for size in flexible if value % size]
+        if unfit:
+            raise ValueError(f"{value} is not a multiple of every one of model.flexible_patches, such as {unfit[0]}")
+        if flexible and patch is not None and value < patch:
+            raise ValueError(f"{value} is smaller than model.patch_size {patch}, the side at which the kernel is kept")
+        if not flexible and patch is not None and value % patch:
             raise ValueError(f"{value} is not a multiple of model.patch_size {patch}; use for example {-(-value // patch) * patch}")
         return value
 
@@ -305,6 +322,22 @@ class ViTSettings(BackboneConfig):
         return {SEED_KEY: SeedSource()} if self.stochastic_depth or self.dropout or self.patch_dropout or is_turned else {}
 
     @property
+    def input_forms(self) -> tuple[InputForm, ...]:
+        """One for each of the flexible patch sizes."""
+        return tuple(InputForm(patch_size=size) for size in self.flexible_patches) or (InputForm(),)
+
+    @property
+    def eval_form(self) -> InputForm:
+        """The smallest of the flexible patch sizes."""
+        return InputForm(patch_size=self.shape.finest_patch) if self.flexible_patches else InputForm()
+
+    def patch_size_problem(self, patch_size: int) -> str | None:
+        """Flexible patches may have any side that divides the image's."""
+        if not self.flexible_patches:
+            return super().patch_size_problem(patch_size)
+        return f"{patch_size} does not divide model.image_size {self.image_size}" if self.image_size % patch_size else None
+
+    @property
     def shape(self) -> ViTShape:
         """The sizes with the variant's filled in."""
         variant = parse_variant(self.variant) if self.variant is not None else None
@@ -324,6 +357,7 @@ class ViTSettings(BackboneConfig):
             mlp_width=self.mlp_width or (plain_width if self.mlp == "gelu" else gated_width(plain_width, kind=self.mlp)),
             num_heads=num_heads,
             patch_size=patch_size,
+            flexible_patches=self.flexible_patches,
             image_size=self.image_size,
             num_channels=self.num_channels,
             class_token=self.pooling == "cls" if self.class_token is None else self.class_token,

@@ -16,6 +16,7 @@ class ViTShape:
     mlp_width: int
     num_heads: int
     patch_size: int
+    flexible_patches: tuple[int, ...]
     image_size: int
     num_channels: int
     class_token: bool
@@ -37,8 +38,18 @@ class ViTShape:
 
     @property
     def grid(self) -> int:
-        """Patches per side."""
+        """Patches per side, at the size of patch at which the kernel is kept: the learned table's."""
         return self.image_size // self.patch_size
+
+    @property
+    def finest_patch(self) -> int:
+        """Side of the smallest patches that images are cut into."""
+        return min(self.flexible_patches, default=self.patch_size)
+
+    @property
+    def token_grid(self) -> int:
+        """Patches per side of an image, the smallest patches that there are."""
+        return self.image_size // self.finest_patch
 
     @property
     def num_prefix(self) -> int:
@@ -58,7 +69,7 @@ class ViTShape:
     @property
     def num_tokens(self) -> int:
         """Tokens that pass through the blocks: prefix tokens and patches, of which patch dropout leaves a part in training."""
-        return self.num_prefix + num_kept_patches(self.grid**2, rate=self.patch_dropout)
+        return self.num_prefix + num_kept_patches(self.token_grid**2, rate=self.patch_dropout)
 
     @property
     def blocks(self) -> tuple[BlockShape, ...]:
@@ -67,8 +78,9 @@ class ViTShape:
 
     @property
     def forward_flops(self) -> int:
-        """FLOPs of the forward pass of one image, without a head. Branches that stochastic depth leaves out are counted."""
-        patch_embed = 2 * self.grid**2 * self.num_channels * self.patch_size**2 * self.width
+        """FLOPs of the forward pass of one image, without a head. Branches that stochastic depth leaves out are counted; the resampling
+        of flexible patches, once per batch, is not."""
+        patch_embed = 2 * self.token_grid**2 * self.num_channels * self.finest_patch**2 * self.width
         return sum(block.forward_flops for block in self.blocks) + patch_embed + self._pooling_flops()
 
     def window_of(self, index: int) -> int | None:
@@ -76,13 +88,13 @@ class ViTShape:
         return None if index in self.global_blocks else self.window
 
     def _block(self, *, window: int | None) -> BlockShape:
-        padded = self.grid if window is None else -(-self.grid // window) * window
+        padded = self.token_grid if window is None else -(-self.token_grid // window) * window
         return BlockShape(
             width=self.width,
             mlp_width=self.mlp_width,
             num_tokens=self.num_tokens,
             attended_tokens=self.num_tokens if window is None else window**2,
-            padding_tokens=0 if window is None else padded**2 - self.grid**2,
+            padding_tokens=0 if window is None else padded**2 - self.token_grid**2,
             is_gated=self.is_gated,
             is_parallel=self.is_parallel,
             qk_norm=self.qk_norm,
@@ -90,7 +102,7 @@ class ViTShape:
             layer_scale=self.layer_scale,
             num_score_heads=self.num_heads if self.position_bias else 0,
             num_turned=self._num_turned,
-            bias_flops=2 * padded**2 * 2 * (window or self.grid) * self.width if self.position_bias == "decomposed" else 0,
+            bias_flops=2 * padded**2 * 2 * (window or self.token_grid) * self.width if self.position_bias == "decomposed" else 0,
         )
 
     @property

@@ -7,24 +7,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscale.nn.init import lecun_normal, set_init, zeros
+from vitscale.nn.patch_kernel import FlexibleKernel
 
 
 class PatchEmbed(nn.Module):
     """Linear projection of non-overlapping square patches, row by row.
 
-    `weight` is (D, C*P*P): a convolution's OIHW kernel flattened, so a kernel of shape (D, C, P, P) is copied by a reshape.
+    `weight` is (D, C*P*P): a convolution's OIHW kernel flattened, so a kernel of shape (D, C, P, P) is copied by a reshape. For
+    patches of another side it is resampled by PI-resize, and trained through (FlexiViT, Beyer et al. 2023).
     """
 
     def __init__(self, *, num_channels: int, patch_size: int, width: int) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.flexible_kernel = FlexibleKernel(num_channels=num_channels, source=patch_size)
         fan_in = num_channels * patch_size**2
         self.weight = set_init(nn.Parameter(torch.empty(width, fan_in)), lecun_normal(fan_in))
         self.bias = set_init(nn.Parameter(torch.empty(width)), zeros())
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W), both sides multiples of the patch side, to (B, N, D)."""
-        return F.linear(unfold_patches(image_BCHW, patch_size=self.patch_size), self.weight, self.bias)
+    def forward(self, image_BCHW: Tensor, *, patch_size: int | None = None) -> Tensor:
+        """(B, C, H, W), both sides multiples of the patch side, to (B, N, D). `patch_size` None is the kernel's own."""
+        side = patch_size or self.patch_size
+        weight = self.weight if side == self.patch_size else self.flexible_kernel.resampled(self.weight, target=side)
+        return F.linear(unfold_patches(image_BCHW, patch_size=side), weight, self.bias)
 
 
 def unfold_patches(image_BCHW: Tensor, *, patch_size: int) -> Tensor:

@@ -132,7 +132,7 @@ class Supervised(Objective):
         super().__init__()
         drawn_keys = ({ERASE_KEY} if config.erasing is not None else set()) | ({MIX_KEY} if config.mixing.is_on else set())
         self.label_key = "labels" if config.labels.kind == "multi" else "label"
-        self.batch_keys = frozenset({"image", self.label_key} | drawn_keys | backbone.draw_keys)
+        self.batch_keys = frozenset({"image", self.label_key} | drawn_keys | backbone.draw_keys | backbone.form_keys)
         self.num_classes = config.num_classes
         self.loss = config.loss
         self.label_smoothing = config.label_smoothing
@@ -147,7 +147,7 @@ class Supervised(Objective):
         image_BCHW, target = self.backbone.normalise(batch["image"]), batch[self.label_key]
         if self.erase_fill is not None:
             image_BCHW = erase_images(image_BCHW, batch[ERASE_KEY], fill=self.erase_fill)
-        draws = {key: batch[key] for key in self.backbone.draw_keys} or None
+        draws = {key: batch[key] for key in self.backbone.draw_keys | self.backbone.form_keys} or None
         if not self.is_mixing:
             return self._output(self._logits(image_BCHW, draws=draws), target=target)
         height, width = image_BCHW.shape[2:]
@@ -157,7 +157,8 @@ class Supervised(Objective):
 
     def predict(self, batch: Batch) -> Tensor:
         """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W); nothing is dropped."""
-        return _mean(self._logits(self.backbone.normalise(batch["image"]), draws=None))
+        form = {key: batch[key] for key in self.backbone.form_keys} or None
+        return _mean(self._logits(self.backbone.normalise(batch["image"]), draws=form))
 
     def _new_head(self, config: SupervisedConfig) -> ClassificationHead:
         return ClassificationHead(

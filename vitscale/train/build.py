@@ -176,12 +176,15 @@ def _loader(started: Started, *, ranks: Ranks, replayed: Losses) -> TrainLoader:
 
 def _demand(started: Started, *, ranks: Ranks, replayed: Losses) -> Demand:
     config, global_batch = started.config, started.plan.global_batch
-    inputs = partial(
-        InputSpec, num_channels=config.model.num_channels, jpeg_decoder=config.data.jpeg_decoder, draws=config.model.draw_sources
+    model, forms = config.model, config.model.input_forms
+    inputs = partial(InputSpec, num_channels=model.num_channels, jpeg_decoder=config.data.jpeg_decoder)
+    transforms = tuple(
+        config.objective.sample_transform(inputs(image_size=size, draws=form.marks | model.draw_sources))
+        for size in config.stage_image_sizes
+        for form in forms
     )
-    transforms = tuple(config.objective.sample_transform(inputs(image_size=size)) for size in config.stage_image_sizes)
     return Demand(
-        transform=StagedTransform(starts=config.stage_starts, transforms=transforms),
+        transform=StagedTransform(starts=config.stage_starts, transforms=transforms, num_forms=len(forms), seed=config.seed),
         seed=config.seed,
         global_batch=global_batch,
         start_samples=started.begin.state.samples,

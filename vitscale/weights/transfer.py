@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vitscale.config import CheckpointError, Config
+from vitscale.nn.patch_kernel import KernelMode, resample_patch_kernel
 from vitscale.nn.position_table import CLASS_ROW, GridTable, OffsetTable, PositionTable, can_fit, describe_fit, fit_table
 from vitscale.nn.resample import POSITION_MODES, PositionMode
-from vitscale.weights.patch_kernel import KernelMode, resample_patch_kernel
 
 BACKBONE = "backbone."
 CLASS_TOKEN = f"{BACKBONE}cls_token"

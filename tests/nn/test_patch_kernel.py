@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitscale.weights.patch_kernel import resample_patch_kernel
+from vitscale.nn.patch_kernel import resample_patch_kernel
 
 
 def _kernel(*, num_channels: int, side: int, width: int = 5) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Resampling the kernel of the patch embedding to another patch size."""
+"""Resampling the kernel of the patch embedding to another patch size: of a stored model, or at every step of training."""
 
 # D width, C channels, P old patch side, Q new patch side, K = P*P
 
@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vitscale.nn.tables import TableCache
 
 KernelMode = Literal["timm", "flexivit"]
 """How a patch is thought of as resized. timm: antialiased bicubic (`resample_patch_embed`). flexivit: bilinear without antialiasing
@@ -22,11 +24,30 @@ def resample_patch_kernel(weight: Tensor, *, num_channels: int, source: int, tar
     assert weight.shape[1] == num_channels * source**2, (weight.shape, num_channels, source)
     if source == target:
         return weight.float()
-    # In float64: the pseudo-inverse of the resize is ill-conditioned when patches shrink a lot.
-    inverse: Tensor = torch.linalg.pinv(_resize_matrix(source=source, target=target, mode=mode))
+    inverse = _inverse_resize(source=source, target=target, mode=mode)
     weight_DCK = weight.double().reshape(weight.shape[0], num_channels, source**2)
     resampled: Tensor = weight_DCK @ inverse
     return resampled.flatten(1).float()
+
+
+class FlexibleKernel:
+    """A trained kernel for patches of side `source` as one for patches of any side, with a gradient: FlexiViT's, by mode flexivit."""
+
+    def __init__(self, *, num_channels: int, source: int) -> None:
+        self._num_channels = num_channels
+        self._inverses = TableCache(lambda target: _inverse_resize(source=source, target=target, mode="flexivit"))
+
+    def resampled(self, weight: Tensor, *, target: int) -> Tensor:
+        """(D, C*P*P) to (D, C*Q*Q) of the same type, computed in fp32."""
+        weight_DCK = weight.float().unflatten(1, (self._num_channels, -1))
+        resampled: Tensor = weight_DCK @ self._inverses.like(weight_DCK, target)
+        return resampled.flatten(1).to(weight.dtype)
+
+
+def _inverse_resize(*, source: int, target: int, mode: KernelMode) -> Tensor:
+    """The pseudo-inverse (P*P, Q*Q) of the resize of a patch, in float64: it is ill-conditioned when patches shrink a lot."""
+    inverse: Tensor = torch.linalg.pinv(_resize_matrix(source=source, target=target, mode=mode))
+    return inverse
 
 
 def _resize_matrix(*, source: int, target: int, mode: KernelMode) -> Tensor:
