@@ -223,8 +223,8 @@ def test_registers_come_between_class_token_and_patches_and_have_no_position() -
     with torch.no_grad():
         with_registers.reg_token.fill_(7.0)
         plain.pos_embed.copy_(with_registers.pos_embed.normal_())
-    expected_BND = plain._embed(image_BCHW, grid=grid, seed_B=None, patches_BP=None)
-    found_BND = with_registers._embed(image_BCHW, grid=grid, seed_B=None, patches_BP=None)
+    expected_BND = plain._embed(plain.patch_embed(image_BCHW), grid=grid, seed_B=None, patches_BP=None)
+    found_BND = with_registers._embed(with_registers.patch_embed(image_BCHW), grid=grid, seed_B=None, patches_BP=None)
     assert torch.equal(found_BND[:, [0, *range(3, 12)]], expected_BND)
     assert torch.equal(found_BND[:, 1:3], torch.full((1, 2, 32), 7.0))
 
