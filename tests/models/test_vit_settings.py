@@ -56,6 +56,10 @@ def test_mlp_width_defaults_to_four_times_the_width() -> None:
             {"variant": "DINOv2-g/14", "image_size": 224, "mlp": "gelu"},
             ["mlp: gelu contradicts model.variant DINOv2-g/14, which has swiglu; leave it out, or name a plain size"],
         ),
+        (
+            {"variant": "DINOv3-S+/16", "image_size": 224, "rotary": {"kind": "dinov3", "base": 50.0, "rescale": 2.0}},
+            ['rotary: {"kind": "dinov3", "base": 50.0, "normalise": "separate", "shift": 0.0, "jitter": 1.0, "rescale": 2.0} contradicts'],
+        ),
         ({"variant": "S", "image_size": 32}, ["variant: 'S' names no patch size; write it after a slash, for example S/16"]),
         ({"variant": "S/16", "image_size": 32, "num_heads": 5}, ["width: 384 is not a multiple of model.num_heads 5"]),
         (
@@ -86,6 +90,16 @@ def test_a_published_model_fixes_its_settings_and_may_be_named_with_them() -> No
     assert (model.image_mean, model.image_std) == ((0.5,), (0.229, 0.224, 0.225))
     assert decode(ViTConfig, values=model.model_dump(mode="json"), source="run.yaml") == model
     assert decode(ViTConfig, values={"variant": "DINOv2-S/14", "image_size": 28, "num_channels": 1}, source="run.yaml").image_mean == (0.5,)
+
+
+def test_a_published_model_leaves_what_only_training_has_and_its_pooling_where_it_had_none() -> None:
+    values = {"variant": "DINOv3-S/16", "image_size": 224, "rotary": {"kind": "dinov3", "rescale": 2.0}}
+    model = decode(ViTConfig, values=values, source="run.yaml")
+    assert set(model.draw_sources) == {"model_seed"}
+    assert decode(ViTConfig, values=model.model_dump(mode="json"), source="run.yaml") == model
+    encoder = decode(ViTConfig, values={"variant": "SAM-L/16", "image_size": 1024, "pooling": "map"}, source="run.yaml")
+    assert (encoder.pooling, encoder.window, encoder.global_blocks) == ("map", 14, (5, 11, 17, 23))
+    assert decode(ViTConfig, values={"variant": "SAM-L/16", "image_size": 1024}, source="run.yaml").pooling == "mean"
 
 
 def test_a_gated_mlp_takes_two_thirds_of_a_plain_sizes_width() -> None:

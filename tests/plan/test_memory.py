@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from vitscale.models import BlockShape, ViTConfig
-from vitscale.nn.context import BlockContext
 from vitscale.nn.init import materialise
 from vitscale.nn.resample import Grid
 from vitscale.plan.memory import ModelSize, estimate_memory
@@ -108,13 +107,20 @@ def test_offload_moves_the_optimizer_and_its_gradients_to_the_host(zero_stage: i
         {"qk_norm": True},
         {"parallel": True, "layer_scale": 0.1},
         {"window": 3},
+        {"rotary": {"kind": "dinov3"}},
+        {"rotary": {"kind": "eva02"}, "qk_norm": True},
+        {"rotary": {"kind": "mixed"}},
+        {"rotary": {"kind": "mixed"}, "qk_norm": True},
+        {"position_bias": {"kind": "relative"}},
+        {"position_bias": {"kind": "decomposed"}},
+        {"position_bias": {"kind": "log_spaced", "hidden_width": 8}},
     ],
 )
 def test_what_a_block_keeps_for_backward_is_what_is_counted(changes: dict) -> None:
     config = ViTConfig.model_validate({"variant": "mu/2", "width": 64, "mlp_width": 256, "image_size": 16, "pooling": "mean", **changes})
     with torch.device("meta"):
-        block = config.build().blocks[0]
-    materialise(block, seed=0)
+        vit = config.build()
+    block = materialise(vit, seed=0).blocks[0]
     owned = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     kept: dict[int, int] = {}
 
@@ -124,13 +130,15 @@ def test_what_a_block_keeps_for_backward_is_what_is_counted(changes: dict) -> No
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    context = BlockContext(grid=Grid(8, 8), num_prefix=0)
-    x_BND = torch.randn(1, 64, 64, requires_grad=True)
+    # Several images: tables of positions, and the network that makes one, are kept once for all of them.
+    batch = 8
+    x_BND = torch.randn(batch, 64, 64, requires_grad=True)
+    context = vit._context(x_BND, grid=Grid(8, 8), seed_B=None, patches_BP=None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y_BND = block(x_BND, context=context)
     assert y_BND.shape == x_BND.shape
-    outside = 3 * 64 * 64
+    outside = 3 * 64 * 64 * batch
     estimated = estimate(
-        ModelSize(num_parameters=0, blocks=config.shape.blocks[:1]), precision="fp32", micro_batch=1, world_size=1
+        ModelSize(num_parameters=0, blocks=config.shape.blocks[:1]), precision="fp32", micro_batch=batch, world_size=1
     ).activations
     assert estimated - 4 * outside == pytest.approx(sum(kept.values()), rel=0.05)

@@ -5,7 +5,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ class BlockShape:
     """Further tokens that only the attention sees, to fill its windows."""
     num_score_heads: int = 0
     """Heads whose scores are kept for backward: those with a trained bias, for which the fused kernels have no gradient."""
-    num_turned: int = 0
-    """Tensors like the queries that rotary positions add to what is kept for backward."""
+    rotary: Literal["fixed", "learned"] | None = None
+    """Whether queries and keys are turned, and whether by learned frequencies."""
     bias_flops: int = 0
     """Of making the position bias out of the queries of one image, where it depends on them."""
     is_gated: bool = False

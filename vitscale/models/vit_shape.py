@@ -101,16 +101,9 @@ class ViTShape:
             mlp_norm=self.mlp_norm,
             layer_scale=self.layer_scale,
             num_score_heads=self.num_heads if self.position_bias else 0,
-            num_turned=self._num_turned,
+            rotary=None if self.rotary is None else "learned" if self.rotary == "mixed" else "fixed",
             bias_flops=2 * padded**2 * 2 * (window or self.token_grid) * self.width if self.position_bias == "decomposed" else 0,
         )
-
-    @property
-    def _num_turned(self) -> int:
-        if self.rotary is None:
-            return 0
-        # Queries and keys as they are turned; learned frequencies have a gradient, which takes their swapped pairs as well.
-        return 4 if self.rotary == "mixed" else 2
 
     def _pooling_flops(self) -> int:
         if self.pooling != "map":

@@ -102,8 +102,17 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     # Each norm keeps what goes in and what comes out; each layer scale what goes in.
     num_norms, num_branches = (1, 1) if block.is_parallel else (2, 2)
     kept = 2 * num_norms + (num_branches if block.layer_scale else 0)
-    attention += (2 * block.qk_norm + block.num_turned) * (block.num_tokens + block.padding_tokens) * block.width
+    attention += _copies_of_queries_and_keys(block) * (block.num_tokens + block.padding_tokens) * block.width
     # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
     hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)
     scores = block.num_score_heads * (block.num_tokens + block.padding_tokens) * block.attended_tokens
     return kept * block.num_tokens * block.width + attention + hidden + scores
+
+
+def _copies_of_queries_and_keys(block: BlockShape) -> int:
+    """What is kept of them beside the projection: as attention takes them, as they are multiplied with learned turns, themselves
+    and with their pairs swapped, and, where a bias is made out of the queries, those two times."""
+    copies = 2 if block.qk_norm or block.rotary else 0
+    if block.rotary == "learned":
+        copies += 4 if block.qk_norm else 2
+    return copies + (2 if block.bias_flops else 0)
