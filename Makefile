@@ -50,8 +50,8 @@ quickstart: $(PACKED)/test/manifest.json  ## train and evaluate a small ViT on F
 		'      resume from the last checkpoint and train on' \
 		'  $(BIN)/vitscale-launch tune $(SWEEP)' \
 		'      fine-tune it at several resolutions and compare them' \
-		'  $(BIN)/vitscale export $(QUICKSTART) --layout timm' \
-		'      one safetensors file with the weights under the names that timm loads' \
+		'  $(BIN)/vitscale export runs/fashion_mnist_vit --layout timm' \
+		'      a folder that timm.create_model("local-dir:...") loads, and the difference of its logits' \
 		'  $(BIN)/vitscale plan $(QUICKSTART) --world-size 4' \
 		'      what a run would do on other hardware, and why'
 

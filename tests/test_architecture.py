@@ -25,7 +25,7 @@ LAYERS = (
     ("engine",),
     ("train",),
     ("api",),
-    ("events_commands", "checkpoint_commands", "models_commands"),
+    ("events_commands", "checkpoint_commands", "models_commands", "weights_commands"),
     ("cli",),
     ("__main__",),
 )
@@ -68,6 +68,7 @@ COMMAND_FILES = (
     "vitscale/events_commands.py",
     "vitscale/checkpoint_commands.py",
     "vitscale/models_commands.py",
+    "vitscale/weights_commands.py",
     "launch/cli.py",
     "data_tools/cli.py",
     "data_tools/dataset_commands.py",

@@ -1,4 +1,4 @@
-"""The public API, the same that the commands use: load_config, plan, train, evaluate, export, audit."""
+"""The public API, the same that the commands use: load_config, plan, train, evaluate, import_weights, export, audit."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -13,17 +13,22 @@ from vitscale.plan.plan import Plan, make_plan
 from vitscale.run_config import RunConfig, load_run_config
 from vitscale.train.audit import AuditReport, audit_runs
 from vitscale.train.build import open_run
+from vitscale.train.equality import DEFAULT_TOLERANCE
 from vitscale.train.evaluate import evaluate_checkpoint
-from vitscale.train.export import export_checkpoint
+from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES, Exported, export_checkpoint
 from vitscale.train.goodput import TimeLedger
 from vitscale.train.goodput_report import GoodputReport, read_goodput
+from vitscale.train.import_weights import Imported, import_weights
 from vitscale.train.loop import train_loop
 from vitscale.train.run_lock import Launch
+from vitscale.weights.names import Layout
 
 __all__ = [
     "AuditReport",
     "Cluster",
+    "Exported",
     "GoodputReport",
+    "Imported",
     "Launch",
     "Plan",
     "RunConfig",
@@ -32,6 +37,7 @@ __all__ = [
     "evaluate",
     "events",
     "export",
+    "import_weights",
     "load_config",
     "plan",
     "train",
@@ -109,22 +115,25 @@ def evaluate(config: RunConfig, *, checkpoint: str | Path | None = None) -> dict
 
 
 def export(
-    config: RunConfig,
+    run: str | Path,
     *,
-    layout: Literal["timm", "hf"],
+    layout: Layout,
     weights: Literal["model", "ema"] = "model",
-    checkpoint: str | Path | None = None,
     output: str | Path | None = None,
-) -> Path:
-    """Write a checkpoint's weights (default: the run's newest whole one) as one safetensors file under the names of timm or
-    Hugging Face, and return its path (default: `export/<layout>.safetensors` in the run directory). Raises `CheckpointError`
-    or `ConfigError`."""
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+) -> Exported:
+    """Write the weights of a run (its newest whole checkpoint) or of one checkpoint as timm, Hugging Face, vit_jax or big_vision
+    load them, into the folder `output` (default: `export/<layout>` in the run directory), after comparing outputs.
+
+    Raises `CheckpointError`, also where outputs differ by more than `tolerance` of the largest, `ConfigError` or `UsageError`."""
     return export_checkpoint(
-        config,
+        Path(run),
         layout=layout,
         kind="ema" if weights == "ema" else "weight",
-        checkpoint=Path(checkpoint) if checkpoint is not None else None,
         output=Path(output) if output is not None else None,
+        tolerance=tolerance,
+        max_memory_bytes=max_memory_bytes,
     )
 
 

@@ -1,12 +1,11 @@
 """The `vitscale` command. Imports of torch and the library wait inside the commands, so that `--help` answers at once."""
 
 import sys
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscale import checkpoint_commands, events_commands, models_commands
+from vitscale import checkpoint_commands, events_commands, models_commands, weights_commands
 from vitscale.config.presentation import present_errors
 
 if TYPE_CHECKING:
@@ -23,20 +22,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 events_commands.register(app)
 models_commands.register(app)
-
-
-class Layout(StrEnum):
-    """Whose names exported tensors get."""
-
-    TIMM = "timm"
-    HF = "hf"
-
-
-class Weights(StrEnum):
-    """Which of a checkpoint's weights."""
-
-    MODEL = "model"
-    EMA = "ema"
+weights_commands.register(app)
 
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A run's YAML file.")]
@@ -114,26 +100,6 @@ def evaluate(
         results = api.evaluate(run_config, checkpoint=checkpoint)
         if current_ranks().is_main:
             print(json.dumps(results, indent=2))
-
-
-@app.command(epilog="Example: vitscale export configs/pretrain/fashion_mnist_vit.yaml --layout timm")
-def export(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    layout: Annotated[Layout, typer.Option(help="Whose names the tensors get.")] = Layout.TIMM,
-    weights: Annotated[Weights, typer.Option(help="The trained weights or their moving average.")] = Weights.MODEL,
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A checkpoint or run directory; default: the run's newest.")
-    ] = None,
-    output: Annotated[str | None, typer.Option(metavar="FILE", help="Default: export/LAYOUT.safetensors in the run directory.")] = None,
-    debug: DebugOption = False,
-) -> None:
-    """Write a checkpoint's weights as one safetensors file that timm or Hugging Face transformers load."""
-    with present_errors(debug=debug):
-        from vitscale import api
-
-        run_config = api.load_config(config, overrides=overrides or [])
-        print(api.export(run_config, layout=layout.value, weights=weights.value, checkpoint=checkpoint, output=output))
 
 
 @app.command(epilog="Example: vitscale audit runs/base runs/base_on_8_gpus")

@@ -159,5 +159,5 @@ def test_a_sharded_checkpoint_is_evaluated_and_exported_without_a_process_group(
     reader = CheckpointReader(run / "checkpoints" / "step-00000020")
     objective = load_objective(config, reader=reader, kind=kind, device=torch.device("cpu"), dtype=torch.float32)
     assert {name for name, parameter in objective.named_parameters() if torch.equal(parameter, stored[name])} == set(stored)
-    exported = load_file(export_checkpoint(config, layout="timm", kind=kind, output=tmp_path / "weights.safetensors"))
+    exported = load_file(export_checkpoint(run, layout="timm", kind=kind, output=tmp_path / "timm").folder / "model.safetensors")
     assert torch.equal(exported["head.weight"], stored["head.fc.weight"])

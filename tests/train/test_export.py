@@ -1,16 +1,19 @@
-"""Exported files load into timm and transformers as they are and give our logits."""
+"""Exported folders load into timm and transformers by their own means and give our logits; exports of sharded checkpoints stay small."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTForImageClassification
 
-from tests.train.tiny_run import tiny_config
+from tests.train.tiny_run import checkpoint_tensors, tiny_config
 from vitscale import api
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, ConfigError
@@ -18,6 +21,8 @@ from vitscale.run_config import RunConfig
 from vitscale.train.evaluate import load_objective
 
 IMAGES = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+NORMALISED = (IMAGES.float() / 255 - 0.5) / 0.5
+TANH = ("model.gelu=tanh",)
 
 
 def trained(root: Path, *overrides: str) -> RunConfig:
@@ -34,47 +39,54 @@ def our_logits(config: RunConfig, *, kind: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("positions", "pooling"), [("learned", "cls"), ("sincos2d_mae", "cls"), ("learned", "mean")])
-def test_timm_loads_the_file_and_gives_our_logits(tmp_path: Path, positions: str, pooling: str) -> None:
-    config = trained(tmp_path, f"model.positions={positions}", f"model.pooling={pooling}")
-    path = api.export(config, layout="timm")
-    assert path == config.run_dir / "export" / "timm.safetensors"
-    shape = config.model.shape
-    model = VisionTransformer(
-        img_size=8,
-        patch_size=4,
-        in_chans=1,
-        num_classes=10,
-        embed_dim=shape.width,
-        depth=shape.depth,
-        num_heads=shape.num_heads,
-        class_token=pooling == "cls",
-        global_pool="token" if pooling == "cls" else "avg",
-        fc_norm=False,
-    )
-    model.load_state_dict(load_file(path), strict=True)
+def test_timm_creates_the_model_from_the_folder_and_gives_our_logits(tmp_path: Path, positions: str, pooling: str) -> None:
+    config = trained(tmp_path, f"model.positions={positions}", f"model.pooling={pooling}", *TANH)
+    exported = api.export(config.run_dir, layout="timm")
+    assert exported.folder == config.run_dir / "export" / "timm"
+    model = timm.create_model(f"local-dir:{exported.folder}", pretrained=True).eval()
     with torch.no_grad():
-        theirs = model.eval()((IMAGES.float() / 255 - 0.5) / 0.5)
-    assert torch.allclose(theirs, our_logits(config, kind="weight"), atol=1e-6)
+        assert torch.allclose(model(NORMALISED), our_logits(config, kind="weight"), atol=1e-6)
+    assert {comparison.against: comparison.skipped for comparison in exported.comparisons} == {"the formulas of timm": None, "timm": None}
+    assert max(comparison.max_abs_delta for comparison in exported.comparisons) <= 1e-6
 
 
 def test_transformers_loads_the_moving_average(tmp_path: Path) -> None:
     config = trained(tmp_path)
-    path = api.export(config, layout="hf", weights="ema", output=tmp_path / "elsewhere" / "model.safetensors")
-    settings = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=4, num_channels=1,
-        num_labels=10, layer_norm_eps=1e-6, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    settings.save_pretrained(path.parent)
-    model = ViTForImageClassification.from_pretrained(path.parent).eval()
+    exported = api.export(config.run_dir, layout="hf", weights="ema", output=tmp_path / "elsewhere" / "hf")
+    model = ViTForImageClassification.from_pretrained(exported.folder).eval()
     with torch.no_grad():
-        theirs = model(pixel_values=(IMAGES.float() / 255 - 0.5) / 0.5).logits
+        theirs = model(pixel_values=NORMALISED).logits
     assert torch.allclose(theirs, our_logits(config, kind="ema"), atol=1e-6)
     assert not torch.allclose(theirs, our_logits(config, kind="weight"), atol=1e-6)
+    assert max(comparison.max_abs_delta for comparison in exported.comparisons) <= 1e-6
+
+
+@pytest.mark.parametrize("layout", ["vit_jax", "big_vision"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_google_files_of_a_run(tmp_path: Path, layout: str, pooling: str) -> None:
+    config = trained(tmp_path, f"model.pooling={pooling}", *TANH)
+    exported = api.export(config.run_dir, layout=layout)  # type: ignore[arg-type]
+    assert [comparison.skipped for comparison in exported.comparisons] == [None, None]
+    assert max(comparison.max_abs_delta for comparison in exported.comparisons) <= 1e-6
+    stored = {name: value for (name, kind), value in checkpoint_tensors(config.run_dir, step=2).items() if kind == "weight"}
+    with np.load(exported.folder / "model.npz", allow_pickle=False) as archive:
+        prefix = "params/" if layout == "big_vision" else ""
+        assert np.array_equal(archive[f"{prefix}head/kernel"], stored["head.fc.weight"].numpy().T)
+        kernel = archive[f"{prefix}embedding/kernel"]
+    assert np.array_equal(kernel.transpose(3, 2, 0, 1).reshape(16, -1), stored["backbone.patch_embed.weight"].numpy())
+
+
+def test_an_exact_gelu_is_no_google_model(tmp_path: Path) -> None:
+    config = trained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"gives other outputs|give other outputs"):
+        api.export(config.run_dir, layout="vit_jax", tolerance=1e-9)
+    assert not (config.run_dir / "export" / "vit_jax").exists()
+    assert api.export(config.run_dir, layout="vit_jax", tolerance=1.0).num_tensors > 30
 
 
 def test_the_metadata_say_what_the_tensors_do_not(tmp_path: Path) -> None:
     config = trained(tmp_path)
-    with safe_open(api.export(config, layout="timm"), "pt") as file:
+    with safe_open(api.export(config.run_dir, layout="timm").folder / "model.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["step"] == "2"
     model = json.loads(metadata["model"])
@@ -82,13 +94,32 @@ def test_the_metadata_say_what_the_tensors_do_not(tmp_path: Path) -> None:
     assert model["resampling"] == "timm"
 
 
+def test_an_export_can_be_made_again_and_replaces_the_older_one(tmp_path: Path) -> None:
+    config = trained(tmp_path)
+    first = load_file(api.export(config.run_dir, layout="timm").folder / "model.safetensors")
+    second = load_file(api.export(config.run_dir, layout="timm", weights="ema").folder / "model.safetensors")
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+    assert sorted(path.name for path in (config.run_dir / "export" / "timm").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     config = trained(tmp_path, "objective.pre_logits=8")
     with pytest.raises(CheckpointError, match=r"head\.pre_logits"):
-        api.export(config, layout="timm")
+        api.export(config.run_dir, layout="timm")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        api.export(tiny_config(tmp_path, "name=never"), layout="timm")
+        api.export(tmp_path / "never", layout="timm")
     other = trained(tmp_path, "name=other")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        api.export(other, layout="timm", output=tmp_path / "file" / "x.safetensors")
+        api.export(other.run_dir, layout="timm", output=tmp_path / "file" / "x")
+    with pytest.raises(CheckpointError, match="--max-memory"):
+        api.export(other.run_dir, layout="timm", max_memory_bytes=1000)
+
+
+def test_a_large_sharded_checkpoint_needs_little_memory(tmp_path: Path) -> None:
+    """The process grows far less than the weights: 12 blocks of width 512 in four parts are 144 MiB."""
+    script = Path(__file__).with_name("export_memory.py")
+    done = subprocess.run([sys.executable, script, str(tmp_path / "run"), "12"], capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["num_bytes"] > 140 << 20
+    assert figures["peak_bytes"] - figures["bytes_before"] < 64 << 20

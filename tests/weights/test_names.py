@@ -1,127 +1,84 @@
-"""Names: our model with timm's and Hugging Face's weights gives their logits, and every conversion can be undone."""
+"""Names: the tables of all layouts, which tests/train/test_export.py and test_import_weights.py run against the projects themselves."""
+
+from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.weights.foreign import torch_state
 from vitscale.config import CheckpointError
 from vitscale.models import ViTConfig
-from vitscale.nn.init import initial_value
 from vitscale.objectives.supervised import SupervisedConfig
-from vitscale.weights.names import Layout, from_foreign, to_foreign
+from vitscale.weights.names import Conversion, Layout, Sizes, layouts_for, plan_conversions, split_block
 
-NUM_CHANNELS = 3
-MODEL = ViTConfig(image_size=12, num_channels=NUM_CHANNELS, patch_size=4, width=16, depth=12, num_heads=4, mlp_width=24)
-
-
-def _ours() -> nn.Module:
-    return SupervisedConfig(num_classes=5).build(MODEL.build())
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+MODEL = ViTConfig(image_size=12, patch_size=4, width=32, depth=12, num_heads=4, mlp_width=48)
+SIZES = Sizes(num_channels=3, num_heads=4)
 
 
-def _random(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(value.shape, generator=generator) * 0.3 for name, value in state.items()}
-
-
-def _timm() -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(img_size=12, patch_size=4, embed_dim=16, depth=12, num_heads=4, mlp_ratio=1.5, num_classes=5)
-
-
-def _hugging_face() -> nn.Module:
-    from transformers import ViTConfig as HuggingFaceConfig
-    from transformers import ViTForImageClassification
-
-    return ViTForImageClassification(
-        HuggingFaceConfig(
-            image_size=12,
-            patch_size=4,
-            hidden_size=16,
-            num_hidden_layers=12,
-            num_attention_heads=4,
-            intermediate_size=24,
-            num_labels=5,
-            layer_norm_eps=1e-6,
-        )
-    )
-
-
-def test_timms_weights_give_timms_logits() -> None:
-    theirs, ours = _timm().eval(), _ours().eval()
-    weights = _random(theirs.state_dict())
-    theirs.load_state_dict(weights)
-    ours.load_state_dict(from_foreign(weights, layout="timm"))
-    _same_logits(ours, lambda image: theirs(image))
-
-
-def test_hugging_faces_weights_on_disk_give_their_logits(tmp_path: object) -> None:
-    from safetensors.torch import load_file
-
-    theirs, ours = _hugging_face().eval(), _ours().eval()
-    theirs.load_state_dict(_random(theirs.state_dict()))
-    theirs.save_pretrained(str(tmp_path))
-    ours.load_state_dict(from_foreign(load_file(f"{tmp_path}/model.safetensors"), layout="hf"))
-    _same_logits(ours, lambda image: theirs(image).logits)
-
-
-def _same_logits(ours: nn.Module, theirs: object) -> None:
-    image = torch.randn(2, NUM_CHANNELS, 12, 12, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected = theirs(image)  # type: ignore[operator]
-        logits = ours.head(ours.backbone(image).pooled_BD)
-    assert expected.std() > 0.1
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize("layout", ["timm", "hf"])
-def test_there_and_back_is_the_identity(layout: Layout) -> None:
-    weights = _random(_ours().state_dict())
-    back = from_foreign(to_foreign(weights, layout=layout, num_channels=NUM_CHANNELS), layout=layout)
-    assert back.keys() == weights.keys()
-    assert all(torch.equal(back[name], value) for name, value in weights.items())
-
-
-def test_exported_names_and_shapes_are_timms() -> None:
-    exported = to_foreign(_random(_ours().state_dict()), layout="timm", num_channels=NUM_CHANNELS)
-    assert {name: value.shape for name, value in exported.items()} == {name: value.shape for name, value in _timm().state_dict().items()}
-
-
-def test_exported_names_and_shapes_are_those_on_hugging_faces_disk(tmp_path: object) -> None:
-    from safetensors.torch import load_file
-
-    _hugging_face().save_pretrained(str(tmp_path))
-    stored = load_file(f"{tmp_path}/model.safetensors")
-    exported = to_foreign(_random(_ours().state_dict()), layout="hf", num_channels=NUM_CHANNELS)
-    assert {name: value.shape for name, value in exported.items()} == {name: value.shape for name, value in stored.items()}
-
-
-@pytest.mark.parametrize("layout", ["timm", "hf"])
-def test_what_has_no_counterpart_is_refused(layout: Layout) -> None:
-    weights = {"head.pre_logits.weight": torch.zeros(2, 2), "backbone.norm.weight": torch.zeros(2)}
-    with pytest.raises(CheckpointError, match=rf"to {layout} names: head\.pre_logits\.weight has no counterpart"):
-        to_foreign(weights, layout=layout, num_channels=1)
-    foreign = {f"blocks.0.ls{i}.gamma": torch.zeros(2) for i in range(7)}
-    with pytest.raises(CheckpointError, match=rf"from {layout} names: .*ls4\.gamma and 2 more"):
-        from_foreign(foreign, layout=layout)
-
-
-def test_a_query_without_key_and_value_is_refused() -> None:
-    names = [f"vit.encoder.layer.3.attention.attention.{part}.weight" for part in ("query", "value")]
-    with pytest.raises(CheckpointError, match=r"layer\.3\.attention\.attention\.query\.weight"):
-        from_foreign({name: torch.zeros(2, 2) for name in names}, layout="hf")
-
-
-def test_rows_of_qkv_are_query_key_value() -> None:
-    parts = {part: torch.full((2, 2), float(i)) for i, part in enumerate(("query", "key", "value"))}
-    foreign = {f"vit.encoder.layer.11.attention.attention.{part}.weight": parts[part] for part in ("value", "query", "key")}
-    converted = from_foreign(foreign, layout="hf")
-    assert torch.equal(converted["backbone.blocks.11.attn.qkv.weight"], torch.cat([parts["query"], parts["key"], parts["value"]]))
-
-
-def test_the_models_own_names_all_convert() -> None:
+def shapes(*, pre_logits: int | None = None) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        parameters = dict(_ours().named_parameters())
-    assert all(hasattr(parameter, "init") for parameter in parameters.values())
-    values = {name: initial_value(p, name=name, shape=p.shape, seed=0) for name, p in parameters.items()}
-    assert len(to_foreign(values, layout="timm", num_channels=NUM_CHANNELS)) == len(parameters)
+        objective = SupervisedConfig(num_classes=5, pre_logits=pre_logits).build(MODEL.build())
+    return {name: tuple(parameter.shape) for name, parameter in objective.named_parameters()}
+
+
+def values(conversion: Conversion) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(len(str(conversion.ours)))
+    return [torch.randn(shape, generator=generator) for shape in conversion.ours.values()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_there_and_back_is_the_identity(layout: Layout) -> None:
+    seen = []
+    for conversion in plan_conversions(shapes(), layout=layout, sizes=SIZES):
+        ours = values(conversion)
+        theirs = conversion.to_theirs(ours)
+        assert {name: tuple(value.shape) for name, value in theirs.items()} == conversion.theirs
+        back = conversion.to_ours(list(theirs.values()))
+        assert all(torch.equal(value, expected) for value, expected in zip(back.values(), ours, strict=True))
+        seen += list(back)
+    assert sorted(seen) == sorted(shapes())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_called_in_order_is_in_order(layout: Layout) -> None:
+    for conversion in plan_conversions(shapes(), layout=layout, sizes=SIZES):
+        if conversion.form.in_order:
+            (ours,) = values(conversion)
+            assert torch.equal(torch.cat([value.flatten() for value in conversion.to_theirs([ours]).values()]), ours.flatten())
+
+
+def test_timms_names_and_shapes_are_timms() -> None:
+    theirs = {name: shape for c in plan_conversions(shapes(), layout="timm", sizes=SIZES) for name, shape in c.theirs.items()}
+    two_blocks = {name: shape for name, shape in theirs.items() if split_block(name)[1] in ("", "0", "1")}
+    assert two_blocks == {name: tuple(value.shape) for name, value in torch_state().items()}
+
+
+def test_a_class_token_without_a_position_gets_a_row_of_zeros() -> None:
+    sizes = Sizes(num_channels=3, num_heads=4, class_position="none")
+    conversion = next(c for c in plan_conversions(shapes(), layout="big_vision", sizes=sizes) if "cls" in c.theirs)
+    token, table = torch.randn(1, 1, 32), torch.randn(1, 9, 32)
+    ours = conversion.to_ours([token, table])
+    assert torch.equal(ours["backbone.cls_token"], token)
+    assert torch.equal(ours["backbone.pos_embed"], torch.cat([torch.zeros(1, 1, 32), table], dim=1))
+    whole = torch.randn(1, 10, 32)
+    assert torch.equal(conversion.to_theirs([token, whole])["cls"], token + whole[:, :1])
+
+
+def test_what_a_layout_has_no_place_for_is_named_with_the_layouts_that_have() -> None:
+    with pytest.raises(CheckpointError, match=r"timm has no place for head\.pre_logits\.weight, .*\(vit_jax, big_vision\)"):
+        plan_conversions(shapes(pre_logits=8), layout="timm", sizes=SIZES)
+    unknown = {f"backbone.blocks.{block}.ls1.gamma": (32,) for block in range(7)}
+    with pytest.raises(CheckpointError, match=r"ls1\.gamma and 2 more; .*none does"):
+        plan_conversions(unknown, layout="hf", sizes=SIZES)
+    assert layouts_for(["head.fc.weight"]) == list(LAYOUTS)
+
+
+def test_blocks_are_told_apart_from_other_numbers() -> None:
+    assert split_block("backbone.blocks.11.mlp.fc1.weight") == ("backbone.blocks.{i}.mlp.fc1.weight", "11")
+    assert split_block("Transformer/encoderblock_3/MlpBlock_3/Dense_0/kernel") == (
+        "Transformer/encoderblock_{i}/MlpBlock_3/Dense_0/kernel",
+        "3",
+    )
+    assert split_block("head.fc.weight") == ("head.fc.weight", "")

@@ -7,7 +7,8 @@ _PICKLED = frozenset({".pt", ".pth", ".bin", ".ckpt"})
 _DEEPSPEED_PREFIXES = ("mp_rank_", "zero_pp_rank_", "bf16_zero_pp_rank_", "layer_")
 _REMEDY = (
     "vitscale reads its own checkpoints only: files of this kind hold pickles, which run their author's code when they are loaded."
-    " Give a run directory or checkpoint of vitscale; to train here from the start, move the other program's files away"
+    " Give a run directory or checkpoint of vitscale, or make one of a plain ViT's weights with `vitscale import`; to train here from the"
+    " start, move the other program's files away"
 )
 
 

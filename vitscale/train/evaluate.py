@@ -8,7 +8,7 @@ import torch
 from vitscale.checkpoint.discover import resolve_checkpoint
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
-from vitscale.config import CheckpointError, ConfigError
+from vitscale.config import ConfigError
 from vitscale.data.types import Batch
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.engine.processes import init_process_group
@@ -17,8 +17,8 @@ from vitscale.plan.cluster import detect_cluster
 from vitscale.plan.plan import decide_precision
 from vitscale.run_config import RunConfig
 from vitscale.train.evaluations import build_evaluations
+from vitscale.train.stored_model import check_fits
 
-_WHICH: dict[Kind, str] = {"weight": "weights", "ema": "moving average of the weights"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -53,28 +53,14 @@ def load_objective(config: RunConfig, *, reader: CheckpointReader, kind: Kind, d
 
     Raises `CheckpointError` when names or shapes differ.
     """
-    objective = check_fits(config, reader=reader, kind=kind)
+    with torch.device("meta"):
+        objective = config.objective.build(config.model.build())
+    check_fits(objective, reader=reader, kind=kind)
     objective.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in objective.named_parameters():
             parameter.copy_(reader.read_full(name, kind=kind))
     return objective.eval()
-
-
-def check_fits(config: RunConfig, *, reader: CheckpointReader, kind: Kind) -> Objective:
-    """The configuration's objective on the meta device, if the checkpoint's names and shapes are its own, else `CheckpointError`."""
-    with torch.device("meta"):
-        objective = config.objective.build(config.model.build())
-    wanted = {name: tuple(parameter.shape) for name, parameter in objective.named_parameters()}
-    stored = reader.shapes(kind)
-    if not stored:
-        raise CheckpointError(f"{reader.path}: holds no {_WHICH[kind]}; use the other weights")
-    different = [name for name in {**wanted, **stored} if wanted.get(name) != stored.get(name)]
-    if different:
-        shown = "; ".join(f"{n}: {stored.get(n)} in the checkpoint, {wanted.get(n)} in the configuration" for n in different[:5])
-        more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
-        raise CheckpointError(f"{reader.path}: holds another model than the configuration describes ({shown}{more})")
-    return objective
 
 
 class _Predictor:

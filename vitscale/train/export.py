@@ -1,64 +1,211 @@
-"""A checkpoint's weights as one safetensors file under the names that timm or Hugging Face transformers load."""
+"""A checkpoint's weights as another project loads them: timm, Hugging Face transformers, vit_jax or big_vision, compared and described."""
 
 import json
-import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from vitscale.checkpoint.discover import resolve_checkpoint
+from vitscale.checkpoint.durable import DurableStream, write_durably
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
-from vitscale.config import ConfigError
+from vitscale.config import CheckpointError
+from vitscale.models import ViTConfig
 from vitscale.nn.positions import sincos_positions
-from vitscale.run_config import RunConfig
-from vitscale.train.evaluate import check_fits
-from vitscale.weights.names import Layout, to_foreign
+from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare
+from vitscale.train.model_card import model_card
+from vitscale.train.staging import staged_folder
+from vitscale.train.stored_model import StoredModel, check_fits, read_stored_model
+from vitscale.weights.containers import write_npz, write_safetensors
+from vitscale.weights.installed import timm_from_folder, timm_with_npz, transformers_from_folder
+from vitscale.weights.names import POSITIONS, ClassPosition, Conversion, Layout, Shape, Sizes, plan_conversions
+from vitscale.weights.plain import companion_files, plain_vit, project_form
+from vitscale.weights.sources import open_source
+
+DEFAULT_MAX_MEMORY_BYTES = 4 << 30
+
+_CARD = "README.md"
+_PREFIXES: dict[Layout, str] = {"big_vision": "params/"}
+"""What stands before every name in a file."""
+_CHUNK_ELEMENTS = 1 << 22
+"""Elements on their way between files: 16 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The folder that was written, how many tensors of how many bytes are in it, and what its outputs were compared with."""
+
+    folder: Path
+    num_tensors: int
+    num_bytes: int
+    comparisons: tuple[Comparison, ...]
 
 
 def export_checkpoint(
-    config: RunConfig, *, layout: Layout, kind: Kind = "weight", checkpoint: Path | None = None, output: Path | None = None
-) -> Path:
-    """Write the fp32 weights of `checkpoint` (None: the run's newest whole one) to `output` (None: `export/<layout>.safetensors`
-    in the run directory) and return its path. `kind` "ema" takes their moving average. One process; holds the model once.
+    run: Path,
+    *,
+    layout: Layout,
+    kind: Kind = "weight",
+    output: Path | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+) -> Exported:
+    """Write the fp32 weights of a run (its newest whole checkpoint) or of one checkpoint to the folder `output` (None:
+    `export/<layout>` beside the checkpoints): weights, the files that say how they are built, and a model card.
 
-    The file's metadata has what a loader must know beside the tensors: sizes, GELU, norm epsilon, image mean and deviation.
-    Raises `CheckpointError` when there is no usable checkpoint, it holds another model, or `layout` has no place for a
-    tensor (pre_logits), and `ConfigError` when the file cannot be written.
+    `kind` "ema" takes their moving average. Reads and writes tensor by tensor, whatever number of ranks wrote the checkpoint; tensors
+    take up to `max_memory_bytes` beside the program itself. Before the folder appears, the outputs of the model here and of what was
+    written are compared. Raises `CheckpointError` when there is no usable checkpoint, `layout` cannot hold the model, or the outputs
+    differ by more than `tolerance`; `ConfigError` and `UsageError` when the folder cannot be written.
     """
-    reader = CheckpointReader(resolve_checkpoint(checkpoint if checkpoint is not None else config.run_dir))
-    check_fits(config, reader=reader, kind=kind)
-    weights = {name: reader.read_full(name, kind=kind) for name in reader.shapes(kind)} | _fixed_positions(config)
-    tensors = to_foreign(weights, layout=layout, num_channels=config.model.num_channels)
-    path = output if output is not None else config.run_dir / "export" / f"{layout}.safetensors"
-    _write(path, tensors, metadata=_metadata(config, reader=reader, kind=kind))
-    return path
+    reader = CheckpointReader(resolve_checkpoint(run))
+    stored = read_stored_model(reader)
+    model = plain_vit(stored.model, layout=layout, where=str(reader.path))
+    weights = _Weights(reader, stored=stored, model=model, kind=kind)
+    conversions = plan_conversions(weights.shapes, layout=layout, sizes=_sizes(model, layout=layout))
+    _check_memory(conversions, max_memory_bytes=max_memory_bytes)
+    folder = output if output is not None else _home(reader.path) / "export" / layout
+    companions = companion_files(model, layout=layout, num_classes=stored.num_classes)
+    shapes = {name: shape for conversion in conversions for name, shape in conversion.theirs.items()}
+    file_name = "model.npz" if layout in ("vit_jax", "big_vision") else "model.safetensors"
+    with staged_folder(folder, replaceable=(file_name, _CARD, *companions)) as partial_folder:
+        _write_weights(
+            partial_folder / file_name,
+            conversions=conversions,
+            weights=weights,
+            metadata=_metadata(model, reader, kind=kind),
+            prefix=_PREFIXES.get(layout, ""),
+        )
+        for name, values in companions.items():
+            write_durably(partial_folder / name, (json.dumps(values, indent=2) + "\n").encode())
+        comparisons = compare(
+            stored,
+            read=weights.read,
+            foreign=_written(partial_folder / file_name, layout=layout, model=model, num_classes=stored.num_classes),
+            max_memory_bytes=max_memory_bytes,
+            tolerance=tolerance,
+            where=str(folder),
+        )
+        card = model_card(reader, kind=kind, layout=layout, comparisons=comparisons)
+        write_durably(partial_folder / _CARD, card.encode())
+    return Exported(
+        folder=folder,
+        num_tensors=len(shapes),
+        num_bytes=(folder / file_name).stat().st_size,
+        comparisons=comparisons,
+    )
 
 
-def _fixed_positions(config: RunConfig) -> dict[str, Tensor]:
-    """The table of fixed positions, which is no parameter here but is one elsewhere."""
-    model, shape = config.model, config.model.shape
-    if model.positions == "learned" or model.positions == "factorised" or model.positions == "none":
+class _Weights:
+    """The tensors of a checkpoint, and the table of fixed positions, which is no parameter here but is one elsewhere."""
+
+    def __init__(self, reader: CheckpointReader, *, stored: StoredModel, model: ViTConfig, kind: Kind) -> None:
+        with torch.device("meta"):
+            module = stored.build()
+        check_fits(module, reader=reader, kind=kind)
+        self._reader = reader
+        self._kind = kind
+        self._fixed = _fixed_positions(model)
+        tensors = {**dict(module.named_parameters()), **self._fixed}
+        self.shapes: dict[str, Shape] = {name: tuple(value.shape) for name, value in tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """A whole tensor."""
+        return self._fixed[name] if name in self._fixed else self._reader.read_full(name, kind=self._kind)
+
+    def pieces(self, name: str, *, start: int, stop: int) -> Iterator[Tensor]:
+        """Its elements [start, stop) in order, a chunk at a time."""
+        if name in self._fixed:
+            yield self._fixed[name].flatten()[start:stop]
+            return
+        for begin in range(start, stop, _CHUNK_ELEMENTS):
+            yield self._reader.read(name, kind=self._kind, start=begin, stop=min(begin + _CHUNK_ELEMENTS, stop))
+
+
+def _fixed_positions(model: ViTConfig) -> dict[str, Tensor]:
+    shape = model.shape
+    if model.positions not in ("sincos2d_mae", "sincos2d_big_vision"):
         return {}
     table = sincos_positions(model.positions, rows=shape.grid, columns=shape.grid, width=shape.width, class_token=shape.class_token)
-    return {"backbone.pos_embed": table}
+    return {POSITIONS: table}
 
 
-def _metadata(config: RunConfig, *, reader: CheckpointReader, kind: Kind) -> dict[str, str]:
-    model = config.model.model_dump(mode="json") | {
-        key: getattr(config.model.shape, key) for key in ("width", "depth", "mlp_width", "num_heads", "patch_size")
+def _sizes(model: ViTConfig, *, layout: Layout) -> Sizes:
+    shape = model.shape
+    # big_vision adds positions before the class token comes in front, which so has none of its own.
+    class_position: ClassPosition = "none" if layout == "big_vision" and shape.class_token else "own"
+    return Sizes(num_channels=shape.num_channels, num_heads=shape.num_heads, class_position=class_position)
+
+
+def _check_memory(conversions: list[Conversion], *, max_memory_bytes: int) -> None:
+    """What cannot be passed on in pieces, or is run, is held whole: the largest such, in two forms."""
+    needed = max(2 * 4 * conversion.num_elements for conversion in conversions) / 2**20
+    if needed > max_memory_bytes / 2**20:
+        raise CheckpointError(
+            f"--max-memory: {max_memory_bytes / 2**20:.0f} MiB are allowed, and the largest tensor of this model takes {needed:.0f} MiB in"
+            " two forms; give at least that"
+        )
+
+
+def _write_weights(path: Path, *, conversions: list[Conversion], weights: _Weights, metadata: Mapping[str, str], prefix: str) -> None:
+    if path.suffix == ".npz":
+        write_npz(path, groups=(c.to_theirs([weights.read(name) for name in c.ours]) for c in conversions), prefix=prefix)
+        return
+    owners = {name: conversion for conversion in conversions for name in conversion.theirs}
+    assert all(conversion.form.in_order for conversion in conversions), "safetensors layouts keep the order of elements"
+    with path.open("xb") as file:
+        stream = DurableStream(file)
+        write_safetensors(
+            stream.write,
+            shapes={name: owners[name].theirs[name] for name in owners},
+            values=lambda name: _slice_of(owners[name], name, weights=weights),
+            metadata=metadata,
+        )
+        stream.finish()
+
+
+def _slice_of(conversion: Conversion, name: str, *, weights: _Weights) -> Iterator[Tensor]:
+    """The elements of one of their tensors, as they lie in ours."""
+    (ours,) = conversion.ours
+    skipped = 0
+    for their_name, shape in conversion.theirs.items():
+        if their_name == name:
+            yield from weights.pieces(ours, start=skipped, stop=skipped + torch.Size(shape).numel())
+        skipped += torch.Size(shape).numel()
+
+
+def _written(path: Path, *, layout: Layout, model: ViTConfig, num_classes: int) -> Foreign:
+    source = open_source(path, files=(path,), container="npz" if path.suffix == ".npz" else "safetensors")
+    prefix = _PREFIXES.get(layout, "")
+    computed = project_form(model, layout=layout)
+    from_npz = partial(timm_with_npz, computed, path=path, num_classes=num_classes, class_row=layout == "vit_jax")
+    load: dict[Layout, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "timm": partial(timm_from_folder, path.parent),
+        "hf": partial(transformers_from_folder, path.parent),
+        "vit_jax": from_npz,
+        "big_vision": from_npz,
     }
-    return {"format": "pt", "run": config.name, "step": str(reader.manifest.step), "weights": kind, "model": json.dumps(model)}
+    return Foreign(
+        layout=layout,
+        model=computed,
+        has_head=num_classes > 0,
+        shapes={name.removeprefix(prefix): shape for name, shape in source.shapes.items()},
+        read=lambda name: source.read(f"{prefix}{name}"),
+        library="transformers" if layout == "hf" else "timm",
+        load=load[layout],
+    )
 
 
-def _write(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}. Give another file with --output.") from None
+def _home(checkpoint: Path) -> Path:
+    """The run directory of a checkpoint in its folder of checkpoints; else the checkpoint's own parent."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _metadata(model: ViTConfig, reader: CheckpointReader, *, kind: Kind) -> dict[str, str]:
+    sizes = {key: getattr(model.shape, key) for key in ("width", "depth", "mlp_width", "num_heads", "patch_size")}
+    values = model.model_dump(mode="json") | sizes
+    return {"format": "pt", "step": str(reader.manifest.step), "weights": kind, "model": json.dumps(values)}

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vitscale.checkpoint.discover import nothing, resolve_checkpoint
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
-from vitscale.config import decode, parse_yaml
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.models import ModelConfig
 from vitscale.nn.init import initial_value
@@ -19,6 +18,7 @@ from vitscale.nn.position_table import position_tables
 from vitscale.nn.resample import PositionMode
 from vitscale.objectives.base import Objective
 from vitscale.run_config import RunConfig
+from vitscale.train.stored_model import read_stored_model
 from vitscale.weights.transfer import InitFromConfig, ModelFacts, format_table, plan_transfer
 
 Initial = Callable[[str, nn.Parameter, tuple[int, ...]], Tensor]
@@ -62,9 +62,9 @@ def _recipes(seed: int) -> Initial:
 def _transferred(config: RunConfig, init_from: InitFromConfig, *, path: Path, objective: Objective) -> InitialWeights:
     reader = CheckpointReader(path)
     kind: Kind = "ema" if init_from.weights == "ema" else "weight"
-    stored = decode(RunConfig, values=parse_yaml(reader.config_text, source=str(path)), source=str(path))
+    stored = read_stored_model(reader)
     with torch.device("meta"):
-        trained = stored.objective.build(stored.model.build())
+        trained = stored.build()
     # A file from before the mode was stored does not name it.
     resampling = stored.model.resampling if "resampling" in stored.model.model_fields_set else None
     plan = plan_transfer(

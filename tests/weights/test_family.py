@@ -1,0 +1,28 @@
+"""What families share: reading a model off names and shapes."""
+
+import pytest
+
+from vitscale.config import CheckpointError
+from vitscale.weights.family import count_blocks, image_side, plain_entries, shape_of
+
+
+def test_blocks_are_counted_from_nought_without_a_gap() -> None:
+    assert count_blocks(dict.fromkeys(["b.0.w", "b.1.w", "b.3.w"], (1,)), "b.{i}.w") == 2
+
+
+def test_the_image_is_a_square_of_patches() -> None:
+    assert image_side(196, patch_size=16, where="f") == 224
+    with pytest.raises(CheckpointError, match="12 positions form no square"):
+        image_side(12, patch_size=16, where="f")
+
+
+def test_a_shape_is_there_and_has_its_dimensions() -> None:
+    assert shape_of({"a": (2, 3)}, "a", num_dims=2, where="f") == (2, 3)
+    with pytest.raises(CheckpointError, match="b is missing"):
+        shape_of({"a": (2, 3)}, "b", num_dims=2, where="f")
+    with pytest.raises(CheckpointError, match="a is 2 x 3, and 4 dimensions"):
+        shape_of({"a": (2, 3)}, "a", num_dims=4, where="f")
+
+
+def test_plain_names_stay() -> None:
+    assert {name: (entry.source, entry.index) for name, entry in plain_entries({"a": (1,)}).items()} == {"a": ("a", None)}

@@ -1,0 +1,122 @@
+"""Whether a model here and the same weights elsewhere compute the same: both are run on one image and compared."""
+
+# B batch, C channels, H height, W width
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitscale.config import CheckpointError
+from vitscale.dist.seeding import counter_key
+from vitscale.models import ViTConfig
+from vitscale.nn.preprocess import Normaliser
+from vitscale.train.stored_model import StoredModel, streamed_output
+from vitscale.weights.installed import NotUsable
+from vitscale.weights.names import Layout, Shape
+from vitscale.weights.reference import ReferenceSettings, reference_output
+
+DEFAULT_TOLERANCE = 1e-5
+"""Largest difference of two logits, as a share of the largest logit where that is above 1: fp32 sums in another order differ by
+some 1e-6; a wrong GELU by 1e-4 and more."""
+
+_NUM_IMAGES = 2
+_COPIES = 3
+"""What loading in another library holds at a time: the tensors read, the module, and what it makes of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """The weights in another project's layout: names and shapes, how to read one, the model as that project computes it, and its
+    own library's loader with what to call it. `load` gives a function from normalised images to logits, and raises `NotUsable`."""
+
+    layout: Layout
+    model: ViTConfig
+    has_head: bool
+    shapes: dict[str, Shape]
+    read: Callable[[str], Tensor]
+    library: str
+    load: Callable[[], Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The largest difference to one yardstick, beside the largest output; `skipped` says why there is none."""
+
+    against: str
+    max_abs_delta: float = math.nan
+    max_abs_output: float = math.nan
+    skipped: str | None = None
+
+    def within(self, tolerance: float) -> bool:
+        """Whether it was made and is small enough. NaN never is."""
+        return self.skipped is not None or self.max_abs_delta <= tolerance * max(1.0, self.max_abs_output)
+
+    def describe(self) -> str:
+        """One line."""
+        if self.skipped is not None:
+            return f"against {self.against}: not run: {self.skipped}"
+        return f"against {self.against}: max |delta logits| = {self.max_abs_delta:.3g}, largest |logit| {self.max_abs_output:.3g}"
+
+
+def compare(
+    stored: StoredModel, *, read: Callable[[str], Tensor], foreign: Foreign, max_memory_bytes: int, tolerance: float, where: str
+) -> tuple[Comparison, ...]:
+    """Run our model on weights that `read` gives by our names, and the foreign ones by their project's formulas and, where it is
+    installed and both fit the memory, in its own library.
+
+    Raises `CheckpointError` when an output differs by more than `tolerance`.
+    """
+    model = foreign.model
+    images_BCHW = _images(model.num_channels, side=model.image_size)
+    ours = streamed_output(stored, read=read, image_BCHW=images_BCHW)
+    normalised_BCHW = Normaliser(mean=model.image_mean, std=model.image_std)(images_BCHW, dtype=torch.float32)
+    settings = ReferenceSettings(
+        layout=foreign.layout,
+        depth=model.shape.depth,
+        num_heads=model.shape.num_heads,
+        gelu=model.gelu,
+        layer_norm_eps=model.layer_norm_eps,
+    )
+    with torch.inference_mode():
+        theirs = reference_output(normalised_BCHW, settings=settings, names=foreign.shapes, read=foreign.read)
+    made = [_difference(f"the formulas of {foreign.layout}", ours=ours, theirs=theirs)]
+    made.append(_with_library(foreign, ours=ours, image_BCHW=normalised_BCHW, max_memory_bytes=max_memory_bytes, where=where))
+    bad = [comparison for comparison in made if not comparison.within(tolerance)]
+    if bad:
+        raise CheckpointError(
+            f"{where}: the same image gives other outputs ({'; '.join(comparison.describe() for comparison in bad)}; accepted:"
+            f" {tolerance:g} of the largest). The weights are read as another model than they are of, most often another GELU, epsilon"
+            " or number of heads: give it as model.KEY=VALUE where this is an import, or accept the difference with --tolerance"
+        )
+    return tuple(made)
+
+
+def _with_library(foreign: Foreign, *, ours: Tensor, image_BCHW: Tensor, max_memory_bytes: int, where: str) -> Comparison:
+    needed = _COPIES * 4 * sum(math.prod(shape) for shape in foreign.shapes.values())
+    if not foreign.has_head:
+        return Comparison(against=foreign.library, skipped="it compares logits, and this model has no head")
+    if needed > max_memory_bytes:
+        why = f"loading the model takes about {needed / 2**30:.2f} GiB, more than --max-memory"
+        return Comparison(against=foreign.library, skipped=why)
+    try:
+        theirs = foreign.load()(image_BCHW)
+    except NotUsable as error:
+        return Comparison(against=foreign.library, skipped=str(error))
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:  # what its loader raises for a file it cannot hold
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{where}: {foreign.library} cannot load these weights: {type(error).__name__}: {reason}") from error
+    return _difference(foreign.library, ours=ours, theirs=theirs)
+
+
+def _difference(against: str, *, ours: Tensor, theirs: Tensor) -> Comparison:
+    if ours.shape != theirs.shape:
+        return Comparison(against=against)
+    return Comparison(against=against, max_abs_delta=float((ours - theirs).abs().max()), max_abs_output=float(theirs.abs().max()))
+
+
+def _images(num_channels: int, *, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(counter_key(0, "comparison of models") >> 1)
+    return torch.randint(0, 256, (_NUM_IMAGES, num_channels, side, side), dtype=torch.uint8, generator=generator)

@@ -1,0 +1,233 @@
+"""Another project's weights as a checkpoint of ours, which fine-tuning and evaluation take like a run's, compared before it is kept."""
+
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitscale.checkpoint.commit import SaveContent, commit, encode_state, prepare, write_part
+from vitscale.checkpoint.discover import hash_file
+from vitscale.checkpoint.fragments import Fragment
+from vitscale.checkpoint.layout import CHECKPOINTS, save_folder, step_folder
+from vitscale.checkpoint.manifest import FileEntry
+from vitscale.checkpoint.reader import CheckpointReader
+from vitscale.config import CheckpointError, UsageError, apply_overrides, decode, dump_yaml
+from vitscale.models import ViTConfig
+from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare
+from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES
+from vitscale.train.staging import staged_folder
+from vitscale.train.stored_model import StoredModel
+from vitscale.weights.installed import NotUsable, timm_with_npz, timm_with_state, transformers_from_folder
+from vitscale.weights.mismatch import refuse_mismatch
+from vitscale.weights.names import Conversion, Layout, Sizes, plan_conversions
+from vitscale.weights.pickled import convert_pickle
+from vitscale.weights.plain import plain_vit, project_form
+from vitscale.weights.recognise import Recognised, explain_names, recognise
+from vitscale.weights.sources import WeightSource, find_weight_files, open_source, recognise_container
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """The folder that was written, the layout that was found, the model as sections of a run's configuration, sentences on what the
+    file does not tell and was assumed, names in the file of what is no part of the model, and what the outputs were compared with."""
+
+    folder: Path
+    layout: Layout
+    model: dict[str, Any]
+    assumed: tuple[str, ...]
+    set_aside: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def import_weights(
+    source: Path,
+    output: Path,
+    *,
+    overrides: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    allow_pickle: bool = False,
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+) -> Imported:
+    """Write the weights at `source` (an npz or safetensors file, or a folder of timm or Hugging Face) to the new folder `output`, which
+    then holds one checkpoint as a run directory does.
+
+    `overrides` (`model.num_heads=12`) give what the file does not tell, or tells otherwise; `drop` are patterns of names that are no
+    part of the model. A file of torch.save is refused unless `allow_pickle`. Read and written tensor by tensor, which take up to
+    `max_memory_bytes` beside the program itself. Raises `CheckpointError` for a file that is damaged, of another architecture, or
+    whose outputs differ by more than `tolerance` from those of the model here, `ConfigError` and `UsageError` for the output.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output}: is there already; give a new folder")
+    with _opened(source, allow_pickle=allow_pickle) as opened:
+        found = recognise(opened, drop=drop)
+        values = _sections(found, overrides=overrides, where=str(source))
+        stored = decode(StoredModel, values=values, source=str(source))
+        model = plain_vit(stored.model, layout=found.described.layout, where=str(source))
+        conversions = _conversions(found, stored=stored, model=model, where=str(source))
+        with staged_folder(output) as partial_folder:
+            checkpoint = _write_checkpoint(
+                partial_folder / CHECKPOINTS,
+                parts=_parts(conversions, max_memory_bytes=max_memory_bytes),
+                read=partial(_finite, found, where=str(source)),
+                content=_content(stored, found=found, source=source),
+            )
+            comparisons = compare(
+                stored,
+                read=CheckpointReader(checkpoint).read_full,
+                foreign=_foreign(opened, found=found, model=model, num_classes=stored.num_classes),
+                max_memory_bytes=max_memory_bytes,
+                tolerance=tolerance,
+                where=str(source),
+            )
+    return Imported(
+        folder=output,
+        layout=found.described.layout,
+        model=values,
+        assumed=found.described.assumed,
+        set_aside=found.set_aside,
+        comparisons=comparisons,
+    )
+
+
+@contextmanager
+def _opened(source: Path, *, allow_pickle: bool) -> Iterator[WeightSource]:
+    """The source opened; a pickle is first turned into safetensors, where that was allowed."""
+    files = find_weight_files(source)
+    containers = {recognise_container(path) for path in files}
+    if "pickle" not in containers:
+        yield open_source(source, files=files, container="npz" if containers == {"npz"} else "safetensors")
+        return
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{files[0]}: is a file of torch.save, which is a pickle: it may run any program when it is loaded. Take a safetensors file"
+            " if there is one; --allow-pickle reads its tensors, and nothing else, in a process of its own"
+        )
+    with tempfile.TemporaryDirectory(prefix="vitscale-import-") as folder:
+        converted = Path(folder) / "model.safetensors"
+        convert_pickle(files[0], target=converted)
+        yield open_source(source, files=(converted,), container="safetensors")
+
+
+def _sections(found: Recognised, *, overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """The model as sections of a run's configuration. Raises `CheckpointError` for what neither the file nor an override tells."""
+    described = found.described
+    values: dict[str, Any] = {"model": {**described.model, "resampling": described.positions}}
+    if described.head is not None:
+        values["objective"] = {"kind": "supervised", **described.head}
+    values = apply_overrides(values, overrides=overrides)
+    assert isinstance(values, dict), "overrides keep a mapping one"
+    missing = [key for key in ("num_heads", "image_size") if key not in values["model"]]
+    if missing:
+        given = " ".join(f"model.{key}=..." for key in missing)
+        raise CheckpointError(f"{where}: the file does not tell {' and '.join(missing)} of its model; give {given}")
+    return values
+
+
+def _conversions(found: Recognised, *, stored: StoredModel, model: ViTConfig, where: str) -> list[Conversion]:
+    """How the file's tensors become ours. Raises `CheckpointError` where they are not exactly those of the model."""
+    with torch.device("meta"):
+        shapes = {name: tuple(parameter.shape) for name, parameter in stored.build().named_parameters()}
+    shape = model.shape
+    sizes = Sizes(num_channels=shape.num_channels, num_heads=shape.num_heads, class_position=found.described.class_position)
+    conversions = plan_conversions(shapes, layout=found.described.layout, sizes=sizes)
+    expected = {name: their_shape for conversion in conversions for name, their_shape in conversion.theirs.items()}
+    refuse_mismatch(expected=expected, found=found.shapes, where=where, hint=explain_names(found.shapes))
+    return conversions
+
+
+def _parts(conversions: Sequence[Conversion], *, max_memory_bytes: int) -> Iterator[list[Conversion]]:
+    """Conversions whose tensors are held together and become one file. Raises `CheckpointError` where one is too much."""
+    largest = max(4 * conversion.num_elements for conversion in conversions)
+    room = max_memory_bytes - 2 * largest  # a tensor is read and converted while those before it are held
+    if room < largest:
+        raise CheckpointError(
+            f"--max-memory: {max_memory_bytes / 2**20:.0f} MiB are allowed, and the largest tensor of this model needs"
+            f" {3 * largest / 2**20:.0f} MiB in its three forms; give at least that"
+        )
+    part: list[Conversion] = []
+    held = 0
+    for conversion in conversions:
+        size = 4 * conversion.num_elements
+        if part and held + size > room:
+            yield part
+            part, held = [], 0
+        part.append(conversion)
+        held += size
+    yield part
+
+
+def _write_checkpoint(folder: Path, *, parts: Iterator[list[Conversion]], read: Callable[[str], Tensor], content: SaveContent) -> Path:
+    partial_folder = save_folder(folder, step=content.step)
+    prepare(partial_folder)
+    entries: list[FileEntry] = []
+    for rank, part in enumerate(parts):
+        fragments = [fragment for conversion in part for fragment in _fragments(conversion, read=read)]
+        entries.append(write_part(partial_folder, rank=rank, fragments=fragments, given_up=threading.Event()))
+    commit(partial_folder, content=content, parts=entries, check_owner=lambda: None)
+    return step_folder(folder, step=content.step)
+
+
+def _fragments(conversion: Conversion, *, read: Callable[[str], Tensor]) -> Iterator[Fragment]:
+    for name, value in conversion.to_ours([read(name) for name in conversion.theirs]).items():
+        shape = conversion.ours[name]
+        assert value.numel() == math.prod(shape), (name, value.shape, shape)
+        yield Fragment(name=name, kind="weight", shape=shape, start=0, values=value.contiguous().flatten())
+
+
+def _finite(found: Recognised, name: str, *, where: str) -> Tensor:
+    value = found.read(name)
+    bad = value.numel() - int(torch.isfinite(value).sum())
+    if bad:
+        raise CheckpointError(
+            f"{where}: {name} holds {bad} of {value.numel()} values that are NaN or infinite: the file is damaged, or training had"
+            " diverged when it was saved; use another one"
+        )
+    return value
+
+
+def _content(stored: StoredModel, *, found: Recognised, source: Path) -> SaveContent:
+    files = find_weight_files(source)
+    record = {
+        "source": str(source),
+        "sha256": {path.name: hash_file(path) for path in files},
+        "layout": found.described.layout,
+        "assumed": list(found.described.assumed),
+    }
+    state = {"step": 0, "samples": 0, "imported": record}
+    sections = stored.model_dump(mode="json", exclude_none=stored.objective is None)
+    return SaveContent(step=0, optimizer_steps=0, zero_stage=0, state_text=encode_state(state), config_text=dump_yaml(sections))
+
+
+def _foreign(opened: WeightSource, *, found: Recognised, model: ViTConfig, num_classes: int) -> Foreign:
+    layout = found.described.layout
+    computed = project_form(model, layout=layout)
+    load: dict[Layout, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "timm": lambda: timm_with_state(computed, state={name: found.read(name) for name in found.shapes}, num_classes=num_classes),
+        "hf": partial(_transformers, opened),
+    }
+    class_row = found.described.class_position == "own"
+    from_npz = partial(timm_with_npz, computed, path=opened.files[0], num_classes=num_classes, class_row=class_row)
+    return Foreign(
+        layout=layout,
+        model=computed,
+        has_head=num_classes > 0,
+        shapes=dict(found.shapes),
+        read=found.read,
+        library="transformers" if layout == "hf" else "timm",
+        load=load.get(layout, from_npz),
+    )
+
+
+def _transformers(opened: WeightSource) -> Callable[[Tensor], Tensor]:
+    if opened.files[0].parent != opened.path:
+        raise NotUsable("its file is a pickle, which it would load in this process")
+    return transformers_from_folder(opened.path)

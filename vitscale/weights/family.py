@@ -1,0 +1,81 @@
+"""What a family of foreign files tells of itself: the seam between the recognition of a file and the layouts it may have."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitscale.config import CheckpointError
+from vitscale.nn.resample import PositionMode
+from vitscale.weights.names import ClassPosition, Layout, Shape
+
+Settings = Mapping[str, dict[str, Any]]
+"""The JSON files that lie beside the weights, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Where a tensor lies: under the name `source` in the file; with an `index`, as that entry along the first axis."""
+
+    source: str
+    shape: Shape
+    index: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """A foreign model in our terms. `model` and `head` are values of the sections of a run's YAML for the backbone and the
+    objective (no head: None), as far as the file tells. `assumed` are sentences on what it does not tell. `positions` is how
+    its authors resample tables of positions."""
+
+    layout: Layout
+    model: dict[str, Any]
+    head: dict[str, Any] | None
+    positions: PositionMode
+    class_position: ClassPosition = "own"
+    assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """`claims` says whether the names are of this family, `entries` gives them the names of its layouts, `describe` reads the
+    model off shapes and settings and raises `CheckpointError` where it cannot."""
+
+    claims: Callable[[Mapping[str, Shape]], bool]
+    entries: Callable[[Mapping[str, Shape]], dict[str, Entry]]
+    describe: Callable[..., Described]
+
+
+def plain_entries(shapes: Mapping[str, Shape]) -> dict[str, Entry]:
+    """Names that need no change."""
+    return {name: Entry(source=name, shape=shape) for name, shape in shapes.items()}
+
+
+def image_side(num_positions: int, *, patch_size: int, where: str) -> int:
+    """The side in pixels of the square image whose patches have so many positions. Raises `CheckpointError` for no square."""
+    if not is_square(num_positions):
+        raise CheckpointError(f"{where}: its {num_positions} positions form no square grid, and images here are square")
+    return math.isqrt(num_positions) * patch_size
+
+
+def is_square(number: int) -> bool:
+    """Whether so many patches form a square grid."""
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def shape_of(shapes: Mapping[str, Shape], name: str, *, num_dims: int, where: str) -> Shape:
+    """The shape of a tensor that the model is read off. Raises `CheckpointError` where it is missing or has other dimensions."""
+    if name not in shapes:
+        raise CheckpointError(f"{where}: {name} is missing, without which the model is unknown; the file is incomplete or another model's")
+    if len(shapes[name]) != num_dims:
+        shown = " x ".join(map(str, shapes[name]))
+        raise CheckpointError(f"{where}: {name} is {shown}, and {num_dims} dimensions are expected; this is another model's")
+    return shapes[name]
+
+
+def count_blocks(shapes: Mapping[str, Shape], pattern: str) -> int:
+    """How many of `pattern`, whose `{i}` counts from 0, there are."""
+    depth = 0
+    while pattern.format(i=depth) in shapes:
+        depth += 1
+    return depth

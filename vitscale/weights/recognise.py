@@ -1,0 +1,114 @@
+"""What a foreign file is: whose layout it has, which model it holds, and what in it is no part of the model."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vitscale.config import CheckpointError
+from vitscale.weights.family import Described, Entry, Family
+from vitscale.weights.google_files import GOOGLE
+from vitscale.weights.hf_files import HF
+from vitscale.weights.names import Shape
+from vitscale.weights.sources import WeightSource
+from vitscale.weights.timm_files import TIMM
+
+FAMILIES: tuple[Family, ...] = (GOOGLE, HF, TIMM)
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
+"""What programs put before every name."""
+
+_SET_ASIDE = ("mask_token", "decoder_*", "vit.pooler.*", "vit.embeddings.mask_token", "decoder.*")
+"""Names of what serves pre-training only, as patterns of fnmatch."""
+
+_OTHERS = {
+    r"^(conv_root|block\d+)/": "a hybrid, with convolutions before the blocks",
+    r"MAPHead_0|attn_pool": "a model that pools by attention (MAP head)",
+    r"ln_pre|norm_pre": "a tower of CLIP, with a norm before the blocks",
+    r"relative_position_bias_table": "a model with relative positions, such as Swin or BEiT",
+    r"cpb_mlp": "a Swin V2",
+    r"\.w12\.|\.w1\.|mlp\.weights_in": "a model with gated MLPs (SwiGLU)",
+    r"\.(ls1|ls2|lambda1|gamma_1)\b|layer_scale": "a model with layer scale",
+    r"reg_token|register_tokens|storage_tokens": "a model with register tokens",
+    r"dist_token|distillation_token": "a distilled DeiT",
+    r"q_norm|query_norm": "a model that normalises queries and keys",
+    r"^fc_norm\.": "a model that pools before its last norm (fc_norm)",
+    r"rope": "a model with rotary positions",
+    r"^layer[1-4]\.\d+\.conv|^conv1\.weight": "a convolutional network",
+}
+"""What names give away of architectures that this model does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """A foreign model. `shapes` and `read` use the layout's own names, `set_aside` are names in the file of what is no part
+    of the model. `described` is the model in our terms."""
+
+    shapes: Mapping[str, Shape]
+    read: Callable[[str], Tensor] = field(repr=False)
+    set_aside: tuple[str, ...]
+    described: Described
+
+
+def recognise(source: WeightSource, *, drop: Sequence[str] = ()) -> Recognised:
+    """The model in `source`; names that match a pattern of `drop` (fnmatch) count as no part of it.
+
+    Raises `CheckpointError` where the names are of no known layout, or a tensor that the model is read off is missing.
+    """
+    unwrapped = _unwrap(source.shapes)
+    shapes = {name: source.shapes[theirs] for name, theirs in unwrapped.items()}
+    family = next((family for family in FAMILIES if family.claims(shapes)), None)
+    if family is None:
+        raise CheckpointError(
+            f"{source.path}: its names are none of vit_jax's, big_vision's, timm's or Hugging Face's ViT{explain_names(shapes)}; it holds"
+            f" {len(shapes)} tensors, such as {', '.join(list(shapes)[:4])}"
+        )
+    entries = family.entries(shapes)
+    kept = {name: entry for name, entry in entries.items() if not _matches(name, (*_SET_ASIDE, *drop))}
+    used = {entry.source for entry in kept.values()}
+    return Recognised(
+        shapes={name: entry.shape for name, entry in kept.items()},
+        read=_Reader(source, entries=kept, names=unwrapped),
+        set_aside=tuple(theirs for name, theirs in unwrapped.items() if name not in used),
+        described=family.describe({name: entry.shape for name, entry in entries.items()}, settings=source.settings, where=str(source.path)),
+    )
+
+
+def explain_names(names: Iterable[str]) -> str:
+    """What architectures the names give away, as the continuation of a sentence; empty where they do not."""
+    names = list(names)
+    found = [kind for pattern, kind in _OTHERS.items() if any(re.search(pattern, name) for name in names)]
+    return f" (it looks like {' and '.join(found)})" if found else ""
+
+
+class _Reader:
+    """Reads by the layout's names. The blocks that a file has stacked are read at once, and the last stack is kept."""
+
+    def __init__(self, source: WeightSource, *, entries: Mapping[str, Entry], names: Mapping[str, str]) -> None:
+        self._source = source
+        self._entries = entries
+        self._names = names
+        self._last: tuple[str, Tensor] | None = None
+
+    def __call__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if entry.index is None:
+            return self._source.read(self._names[entry.source])
+        if self._last is None or self._last[0] != entry.source:
+            self._last = None
+            self._last = (entry.source, self._source.read(self._names[entry.source]))
+        return self._last[1][entry.index]
+
+
+def _unwrap(shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """The names without what stands before all of them, each with the name in the file."""
+    names = {name: name for name in shapes}
+    while wrapper := next((wrapper for wrapper in _WRAPPERS if names and all(name.startswith(wrapper) for name in names)), None):
+        names = {name.removeprefix(wrapper): theirs for name, theirs in names.items()}
+    return names
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
