@@ -8,7 +8,7 @@ from vitscale.cli import app
 def test_lists_models_with_their_costs() -> None:
     result = CliRunner().invoke(app, ["models", "--only", "DeiT-distilled-Ti"])
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[1].split() == ["DeiT-distilled-Ti/16", "5.52", "M", "2.52", "198", "224"]
+    assert result.output.splitlines()[1].split() == ["DeiT-distilled-Ti/16", "vit", "5.52", "M", "2.52", "198", "224"]
 
 
 def test_as_json_at_another_size() -> None:

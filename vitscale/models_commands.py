@@ -7,7 +7,7 @@ import typer
 from vitscale.config.presentation import present_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vitscale.models.catalogue import Entry
 
@@ -23,9 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def models(image_size: ImageSizeOption = 224, only: FamilyOption = None, as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """List the models that model.variant can name, with parameters, forward GFLOPs and tokens at a resolution.
+    """List the models that model.kind and model.variant can name, with parameters, forward GFLOPs and tokens at a resolution.
 
-    Without a head; one multiply-add is 2 FLOPs. An image size that the patch does not divide is rounded up to one that it does.
+    Without a head; one multiply-add is 2 FLOPs. An image size that patches do not tile is rounded up to one that they do. Tokens are
+    those of the first block.
     """
     with present_errors(debug=debug):
         import dataclasses
@@ -44,10 +45,11 @@ def models(image_size: ImageSizeOption = 224, only: FamilyOption = None, as_json
 
 
 def _table(entries: "Sequence[Entry]") -> str:
-    rows = [("model", "parameters", "GFLOPs", "tokens", "image")]
+    rows = [("variant", "kind", "parameters", "GFLOPs", "tokens", "image")]
     rows += [
         (
             entry.name,
+            entry.kind,
             f"{entry.num_parameters / 1e6:,.2f} M",
             f"{entry.forward_flops / 1e9:,.2f}",
             str(entry.num_tokens),
@@ -55,7 +57,9 @@ def _table(entries: "Sequence[Entry]") -> str:
         )
         for entry in entries
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) for row in rows
-    )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join([*_aligned(row[:2], widths[:2], str.ljust), *_aligned(row[2:], widths[2:], str.rjust)]) for row in rows)
+
+
+def _aligned(cells: "Sequence[str]", widths: "Sequence[int]", align: "Callable[[str, int], str]") -> "Iterator[str]":
+    return (align(cell, width) for cell, width in zip(cells, widths, strict=True))

@@ -1,14 +1,19 @@
 """Backbones and the table of their configurations: a new model is one file and one line here."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from vitscale.models.base import Backbone, BackboneConfig, BackboneShape, BlockRunner, BlockShape, Draws, Features
+from vitscale.models.swin import Swin, SwinConfig
+from vitscale.models.swin_shape import SwinShape
 from vitscale.models.vit import ViT, ViTConfig
 from vitscale.models.vit_shape import ViTShape
 
-MODELS: dict[str, type[ViTConfig]] = {config.model_fields["kind"].default: config for config in (ViTConfig,)}
-"""Configuration classes by `kind`."""
+ModelConfig = Annotated[ViTConfig | SwinConfig, Field(discriminator="kind")]
 
-# With a second kind: Annotated[ViTConfig | OtherConfig, Field(discriminator="kind")]; pydantic refuses one on a single member.
-ModelConfig = ViTConfig
+MODELS: dict[str, type[ViTConfig | SwinConfig]] = {config.model_fields["kind"].default: config for config in (ViTConfig, SwinConfig)}
+"""Configuration classes by `kind`."""
 
 __all__ = [
     "MODELS",
@@ -20,6 +25,9 @@ __all__ = [
     "Draws",
     "Features",
     "ModelConfig",
+    "Swin",
+    "SwinConfig",
+    "SwinShape",
     "ViT",
     "ViTConfig",
     "ViTShape",

@@ -5,16 +5,21 @@ from dataclasses import dataclass
 
 import torch
 
+from vitscale.models import MODELS
+from vitscale.models.swin_settings import SWIN_PATCH_SIZE, SWIN_VARIANTS
 from vitscale.models.variants import MODELS_BY_NAME, SIZES, known_patches
-from vitscale.models.vit import ViTConfig
 
 _FOR_TESTS = "mu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A named model without a head, at an image size in pixels; FLOPs are those of one image's forward pass."""
+    """A model without a head that `kind` and `variant` of a configuration name, at an image size in pixels.
 
+    FLOPs are those of one image's forward pass; tokens are those of its first block.
+    """
+
+    kind: str
     name: str
     num_parameters: int
     forward_flops: int
@@ -23,22 +28,36 @@ class Entry:
 
 
 def catalogue(*, image_size: int, containing: str = "") -> Iterator[Entry]:
-    """The models whose name contains a text, plain sizes first, at the least size from `image_size` on that their patch divides."""
-    bases = [name for name in (*SIZES, *MODELS_BY_NAME) if name != _FOR_TESTS]
-    names = [(f"{base}/{patch}", patch) for base in bases for patch in known_patches(base)]
-    for name, patch in names:
-        if containing.casefold() in name.casefold():
-            yield _entry(name, image_size=-(-image_size // patch) * patch)
+    """The models whose name contains a text, plain sizes first, at the least size from `image_size` on that they can take."""
+    for named in _all_named():
+        if containing.casefold() in named.name.casefold():
+            yield _entry(named, image_size=-(-image_size // named.side_multiple) * named.side_multiple)
 
 
-def _entry(name: str, *, image_size: int) -> Entry:
-    config = ViTConfig(variant=name, image_size=image_size)
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    kind: str
+    name: str
+    side_multiple: int
+
+
+def _all_named() -> Iterator[_Named]:
+    for base in (*SIZES, *MODELS_BY_NAME):
+        for patch in () if base == _FOR_TESTS else known_patches(base):
+            yield _Named(kind="vit", name=f"{base}/{patch}", side_multiple=patch)
+    for swin in SWIN_VARIANTS:
+        yield _Named(kind="swin", name=swin, side_multiple=SWIN_PATCH_SIZE)
+
+
+def _entry(named: _Named, *, image_size: int) -> Entry:
+    config = MODELS[named.kind].model_validate({"variant": named.name, "image_size": image_size})
     with torch.device("meta"):
         model = config.build()
     return Entry(
-        name=name,
+        kind=named.kind,
+        name=named.name,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         forward_flops=config.shape.forward_flops,
-        num_tokens=config.shape.num_tokens,
+        num_tokens=config.shape.blocks[0].num_tokens,
         image_size=image_size,
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vitscale.models.settings import IMAGENET
 from vitscale.nn.decomposed_bias import DecomposedBiasConfig
 from vitscale.nn.relative_bias import RelativeBiasConfig
 from vitscale.nn.rope import Dinov3RopeConfig, Eva02RopeConfig
@@ -78,16 +79,15 @@ SIZE_PATCHES: dict[str, tuple[int, ...]] = {
 }
 """Patch sides that plain sizes are published with, where it is not 16."""
 
-_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-_DEIT = {**_IMAGENET, "resampling": "deit"}
+_DEIT = {**IMAGENET, "resampling": "deit"}
 _DEIT_3 = {**_DEIT, "prefix_positions": False, "layer_scale": 1e-6}
-_DINOV2 = {**_IMAGENET, "layer_scale": 1e-5, "resampling": "dinov2"}
+_DINOV2 = {**IMAGENET, "layer_scale": 1e-5, "resampling": "dinov2"}
 _REGISTERS = {"num_registers": 4, "resampling": "dinov2_reg"}
 _SIGLIP = {"pooling": "map", "gelu": "tanh", "resampling": "siglip2"}
-_MAE = {**_IMAGENET, "positions": "sincos2d_mae", "class_token": True, "pooling": "mean", "norm_place": "pooled"}
+_MAE = {**IMAGENET, "positions": "sincos2d_mae", "class_token": True, "pooling": "mean", "norm_place": "pooled"}
 _GIANT_2 = Size(width=1536, depth=40, mlp_width=6144, num_heads=24)
 _DINOV3 = {
-    **_IMAGENET,
+    **IMAGENET,
     "positions": "none",
     "rotary": Dinov3RopeConfig(),
     "qkv_bias": "no_key",
@@ -116,7 +116,7 @@ _EVA_02 = {
     "norm_place": "pooled",
     "resampling": "beit",
 }
-_SAM = {**_IMAGENET, "position_bias": DecomposedBiasConfig(), "window": 14, "pooling": "mean", "resampling": "mae"}
+_SAM = {**IMAGENET, "position_bias": DecomposedBiasConfig(), "window": 14, "pooling": "mean", "resampling": "mae"}
 
 MODELS_BY_NAME: dict[str, Model] = {
     # Touvron et al. 2021; facebookresearch/deit, models.py. The distilled ones have a second token and a second head.

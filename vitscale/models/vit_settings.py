@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
 from vitscale.models.base import BackboneConfig
+from vitscale.models.settings import Count, one_per_channel, tiling_side, with_proposals
 from vitscale.models.variants import parse_variant
 from vitscale.models.vit_shape import ViTShape
 from vitscale.nn.attention import QkvBias
@@ -22,8 +23,6 @@ from vitscale.nn.positions import Positions
 from vitscale.nn.relative_bias import RelativeBiasConfig
 from vitscale.nn.resample import POSITION_MODES, Grid, PositionMode
 from vitscale.nn.rope import Dinov3RopeConfig, MixedRopeConfig, RotaryConfig
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class ViTSettings(BackboneConfig):
@@ -121,18 +120,12 @@ class ViTSettings(BackboneConfig):
         """Fill in what a published model fixes; what is given as well is compared once it has its type."""
         if not isinstance(values, dict):
             return values
-        # Once a function has touched the values, pydantic no longer takes a list of YAML for a tuple.
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        name = given.get("variant")
-        if not isinstance(name, str):
-            return given
+        name = values.get("variant")
         try:
-            settings = dict(parse_variant(name).settings)
+            settings = parse_variant(name).settings if isinstance(name, str) else {}
         except ValueError:
-            return given  # told where the name stands
-        if given.get("num_channels", 3) != 3:
-            settings = {key: value for key, value in settings.items() if not key.startswith("image_")}
-        return settings | given
+            settings = {}  # told where the name stands
+        return with_proposals(values, proposals=settings)
 
     @field_validator("*")
     @classmethod
@@ -178,9 +171,7 @@ class ViTSettings(BackboneConfig):
             raise ValueError(f"{value} is not a multiple of every one of model.flexible_patches, such as {unfit[0]}")
         if flexible and patch is not None and value < patch:
             raise ValueError(f"{value} is smaller than model.patch_size {patch}, the side at which the kernel is kept")
-        if not flexible and patch is not None and value % patch:
-            raise ValueError(f"{value} is not a multiple of model.patch_size {patch}; use for example {-(-value // patch) * patch}")
-        return value
+        return value if flexible else tiling_side(value, patch=patch)
 
     @field_validator("width")
     @classmethod
@@ -308,12 +299,7 @@ class ViTSettings(BackboneConfig):
     @field_validator("image_mean", "image_std")
     @classmethod
     def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        channels = info.data.get("num_channels", len(value))
-        if len(value) not in (1, channels):
-            raise ValueError(f"give one number, or one for each of the model.num_channels {channels}, not {len(value)}")
-        if info.field_name == "image_std" and min(value) <= 0:
-            raise ValueError("every number must be greater than 0")
-        return value
+        return one_per_channel(value, info)
 
     @property
     def draw_sources(self) -> dict[str, DrawSource]:

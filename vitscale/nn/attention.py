@@ -4,9 +4,9 @@
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitscale.nn.biased_attention import biased_attention
 from vitscale.nn.context import BlockContext
 from vitscale.nn.decomposed_bias import DecomposedBias
 from vitscale.nn.init import xavier_uniform
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         rotation = self._rotation(q_BHNK, context=context, grid=grid)
         if rotation is not None:
             q_BHNK, k_BHNK = rotate(q_BHNK, rotation), rotate(k_BHNK, rotation)
-        mixed_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BNHK.transpose(1, 2), attn_mask=bias_BHNN)
+        mixed_BHNK = biased_attention(q_BHNK, k_BHNK, v_BNHK.transpose(1, 2), bias_BHNN=bias_BHNN)
         return mixed_BHNK.transpose(1, 2).flatten(2)
 
     def _bias(self, q_BHNK: Tensor, *, context: BlockContext, grid: Grid) -> Tensor | None:

@@ -1,0 +1,41 @@
+"""What the settings of every kind of backbone check and fill in alike."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationInfo
+
+Count = Annotated[int, Field(ge=1)]
+
+IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+"""How most published models normalise colour images."""
+
+
+def with_proposals(values: Mapping[str, Any], *, proposals: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as given, and those of `proposals` that are not; how images are normalised is proposed for colour only."""
+    # Once a function has touched the values, pydantic no longer takes a list of YAML for a tuple.
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    is_colour = given.get("num_channels", 3) == 3
+    return {key: value for key, value in proposals.items() if is_colour or not key.startswith("image_")} | given
+
+
+def tiling_side(value: int, *, patch: int | None) -> int:
+    """The side of the image, if patches tile it; a patch of None was refused before."""
+    if patch is not None and value % patch:
+        raise ValueError(f"{value} is not a multiple of model.patch_size {patch}; use for example {-(-value // patch) * patch}")
+    return value
+
+
+def one_per_channel(value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+    """Means or deviations of the channels: one number, or one for each."""
+    channels = info.data.get("num_channels", len(value))
+    if len(value) not in (1, channels):
+        raise ValueError(f"give one number, or one for each of the model.num_channels {channels}, not {len(value)}")
+    if info.field_name == "image_std" and min(value) <= 0:
+        raise ValueError("every number must be greater than 0")
+    return value
+
+
+def linear_drop_rates(last: float, *, depth: int) -> tuple[float, ...]:
+    """Stochastic depth of each block: from 0 at the first to `last` (Huang et al. 2016)."""
+    return tuple(last * index / max(1, depth - 1) for index in range(depth))
