@@ -74,6 +74,21 @@ def test_counts_equal_torchs_counter(changes: dict, pre_logits: int | None) -> N
     assert counted(image_BCHW.requires_grad_(), backward=True) == step_flops(model.shape, **head)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean", "map"])
+@pytest.mark.parametrize("merging", [{"per_block": 2}, {"per_block": 4, "schedule": "decreasing"}, {"per_block": 9}])
+def test_counts_of_merging_blocks_equal_torchs_counter(pooling: str, merging: dict) -> None:
+    model = ViTConfig.model_validate({"variant": "mu/8", "image_size": 40, "depth": 3, "pooling": pooling, "token_merging": merging})
+    with torch.device("meta"):
+        backbone, image_BCHW = model.build(), torch.empty(1, 3, 40, 40)
+    with FlopCounterMode(display=False) as counter:
+        features = backbone(image_BCHW)
+    counts = counter.get_flop_counts()
+    for index, block in enumerate(model.shape.blocks):
+        assert sum(counts[f"MergingViT.blocks.{index}"].values()) == block.forward_flops
+    assert counter.get_total_flops() == forward_flops(model.shape)
+    assert features.tokens_BND.shape[1] == model.shape.blocks[-1].mlp_tokens < model.shape.num_tokens
+
+
 def _last_digit(published: float) -> float:
     """One unit of the last digit that was printed."""
     _, _, decimals = str(published).partition(".")

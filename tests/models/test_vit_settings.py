@@ -51,6 +51,15 @@ def test_mlp_width_defaults_to_four_times_the_width() -> None:
         ({**SMALL, "mlp": "swiglu64"}, ["mlp_width: 72 is not a multiple of 64, which model.mlp swiglu64 has; use 128, or swiglu"]),
         ({**SMALL, "positions": "none", "prefix_positions": False}, ["prefix_positions: has an effect on learned positions only, not on"]),
         ({**SMALL, "pooling": "none", "norm_place": "pooled"}, ["norm_place: model.pooling none makes nothing"]),
+        (
+            {**SMALL, "parallel": True, "token_merging": {"per_block": 2}},
+            ["token_merging: merging is between attention and MLP, which model.parallel has side by side; use one of the two"],
+        ),
+        (
+            {**SMALL, "rotary": {"kind": "dinov3"}, "token_merging": {"per_block": 2}},
+            ["token_merging: merging leaves tokens at no one place, by which model.rotary could turn them"],
+        ),
+        ({**SMALL, "token_merging": {"per_block": -1}}, ["token_merging.per_block: "]),
         ({**SMALL, "stochastic_depth_schedule": "constant"}, ["stochastic_depth_schedule: has no effect without stochastic depth"]),
         (
             {"variant": "DINOv2-g/14", "image_size": 224, "mlp": "gelu"},

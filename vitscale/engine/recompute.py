@@ -37,15 +37,14 @@ class Recompute:
     mode: RecomputeMode
     every: int = 1
 
-    def __call__(self, index: int, block: nn.Module, tokens: Tensor, /, **context: Any) -> Tensor:
+    def __call__(self, index: int, block: nn.Module, tokens: Tensor, /, **context: Any) -> Any:
         """Run block number `index` on its input and what else it takes."""
         if index % self.every or not torch.is_grad_enabled():
-            result: Tensor = block(tokens, **context)
-            return result
+            return block(tokens, **context)
         if self.mode == "full":
-            return _tensor(checkpoint(block, tokens, use_reentrant=False, **context))
+            return checkpoint(block, tokens, use_reentrant=False, **context)
         contexts = partial(create_selective_checkpoint_contexts, _policy)
-        return _tensor(checkpoint(block, tokens, use_reentrant=False, context_fn=contexts, **context))
+        return checkpoint(block, tokens, use_reentrant=False, context_fn=contexts, **context)
 
 
 def apply_recompute(backbone: nn.Module, *, mode: RecomputeMode, every: int) -> None:
@@ -58,8 +57,3 @@ def apply_recompute(backbone: nn.Module, *, mode: RecomputeMode, every: int) -> 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if op in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _tensor(value: Any) -> Tensor:
-    assert isinstance(value, Tensor), "a block returns one tensor"
-    return value

@@ -7,7 +7,8 @@ from pydantic import Field
 from vitscale.models.base import Backbone, BackboneConfig, BackboneShape, BlockRunner, BlockShape, Draws, Features
 from vitscale.models.swin import Swin, SwinConfig
 from vitscale.models.swin_shape import SwinShape
-from vitscale.models.vit import ViT, ViTConfig
+from vitscale.models.vit import ViT
+from vitscale.models.vit_config import ViTConfig
 from vitscale.models.vit_shape import ViTShape
 
 ModelConfig = Annotated[ViTConfig | SwinConfig, Field(discriminator="kind")]

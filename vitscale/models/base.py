@@ -16,9 +16,10 @@ from vitscale.nn.input_form import InputForm
 
 
 class BlockRunner(Protocol):
-    """Runs block number i on its input and what else it takes, by keyword. The engine puts its own in place to recompute activations."""
+    """Runs block number i on its input and what else it takes, by keyword, and gives what it gives: tokens, or a tuple that begins with
+    them. The engine puts its own in place to recompute activations."""
 
-    def __call__(self, index: int, block: nn.Module, x_BND: Tensor, /, **context: Any) -> Tensor: ...
+    def __call__(self, index: int, block: nn.Module, x_BND: Tensor, /, **context: Any) -> Any: ...
 
 
 Draws = Mapping[str, Tensor]
@@ -37,6 +38,10 @@ class BlockShape:
     """Tokens that each token attends to: all of them, or those of its window."""
     padding_tokens: int = 0
     """Further tokens that only the attention sees, to fill its windows."""
+    merged_tokens: int = 0
+    """Of the tokens, those that are merged into others between attention and MLP."""
+    matching_flops: int = 0
+    """What it takes to find them, in the forward pass."""
     num_score_heads: int = 0
     """Heads whose scores are kept for backward: those with a trained bias, for which the fused kernels have no gradient."""
     rotary: Literal["fixed", "learned"] | None = None
@@ -62,7 +67,13 @@ class BlockShape:
         in_attention = self.num_tokens + self.padding_tokens
         projections = 2 * (3 * in_attention + self.num_tokens) * self.width**2
         attention = 4 * in_attention * self.attended_tokens * self.width
-        return projections + attention + self.bias_flops + 2 * self._mlp_matrices * self.num_tokens * self.width * self.mlp_width
+        mlp = 2 * self._mlp_matrices * self.mlp_tokens * self.width * self.mlp_width
+        return projections + attention + self.bias_flops + mlp + self.matching_flops
+
+    @property
+    def mlp_tokens(self) -> int:
+        """Tokens that pass through the MLP, and leave the block."""
+        return self.num_tokens - self.merged_tokens
 
     @property
     def _mlp_matrices(self) -> int:
@@ -189,7 +200,6 @@ class Backbone(nn.Module, ABC):
         """
 
 
-def run_block(index: int, block: nn.Module, x_BND: Tensor, /, **context: Any) -> Tensor:  # noqa: ARG001  (a BlockRunner)
+def run_block(index: int, block: nn.Module, x_BND: Tensor, /, **context: Any) -> Any:  # noqa: ARG001  (a BlockRunner)
     """The plain block runner: just calls the block."""
-    y_BND: Tensor = block(x_BND, **context)
-    return y_BND
+    return block(x_BND, **context)

@@ -27,14 +27,6 @@ from vitscale.nn.rope import AxialRope, MixedRopeConfig, Rotation
 from vitscale.nn.stochastic_depth import kept_samples
 
 
-class ViTConfig(ViTSettings):
-    """A pre-norm vision transformer, by name, by sizes, or by name with some sizes replaced."""
-
-    def build(self) -> "ViT":
-        """The model, with parameters on the current default device; see nn/init.py for their values."""
-        return ViT(self)
-
-
 class ViT(Backbone):
     """Prefix and patch tokens, positions, pre-norm blocks, final norm, pooling.
 
@@ -43,7 +35,7 @@ class ViT(Backbone):
     tokens and other biases zeros; learned positions normal(0.02) as in vit_jax.
     """
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTSettings) -> None:
         super().__init__()
         shape = config.shape
         self.width = shape.width
@@ -79,10 +71,9 @@ class ViT(Backbone):
             self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=False)
         self.rope = _axial_rope(config)
         self.shared_position_bias = _shared_position_bias(config)
-        block = ParallelBlock if config.parallel else Block
-        specs = [config.block_spec(index) for index in range(shape.depth)]
-        self.drop_rates = [spec.drop_rate for spec in specs for _ in range(block.num_branches)]
-        self.blocks = nn.ModuleList(block(spec, index=index) for index, spec in enumerate(specs))
+        num_branches = (ParallelBlock if config.parallel else Block).num_branches
+        self.drop_rates = [config.block_spec(index).drop_rate for index in range(shape.depth) for _ in range(num_branches)]
+        self.blocks = nn.ModuleList(self._new_block(config, index=index) for index in range(shape.depth))
         self.norm = norm_layer(config.norm, width=shape.width, eps=config.layer_norm_eps)
         self.attn_pool = _attention_pool(config) if config.pooling == "map" else None
 
@@ -108,10 +99,21 @@ class ViT(Backbone):
         patches_BP = None if seed_B is None else self._kept_patches(seed_B, grid=grid)
         x_BND = self._embed(self.patch_embed(image_BCHW, patch_size=patch_size), grid=grid, seed_B=seed_B, patches_BP=patches_BP)
         context = self._context(x_BND, grid=grid, seed_B=seed_B, patches_BP=patches_BP)
+        return self._encode(x_BND, context=context)
+
+    def _new_block(self, config: ViTSettings, *, index: int) -> nn.Module:
+        return (ParallelBlock if config.parallel else Block)(config.block_spec(index), index=index)
+
+    def _encode(self, x_BND: Tensor, *, context: BlockContext) -> Features:
+        """What the blocks make of the embedded tokens."""
         for index, block in enumerate(self.blocks):
             x_BND = self.block_runner(index, block, x_BND, context=context)
+        return self._features(x_BND)
+
+    def _features(self, x_BND: Tensor, *, sizes_BN: Tensor | None = None) -> Features:
+        """`sizes_BN` says how many patches each token stands for; None: one."""
         distilled_BD = self.norm(x_BND[:, 1]) if self.is_distilled else None
-        return Features(pooled_BD=self._pool(x_BND), tokens_BND=x_BND, distilled_BD=distilled_BD)
+        return Features(pooled_BD=self._pool(x_BND, sizes_BN=sizes_BN), tokens_BND=x_BND, distilled_BD=distilled_BD)
 
     def _patch_size(self, draws: Draws | None) -> int:
         """Side of the patches of this batch, as its mark says; without one the model's, or the smallest of flexible ones."""
@@ -175,14 +177,22 @@ class ViT(Backbone):
             patches_BP=patches_BP,
         )
 
-    def _pool(self, x_BND: Tensor) -> Tensor:
+    def _pool(self, x_BND: Tensor, *, sizes_BN: Tensor | None) -> Tensor:
         if self.pooling == "none":
             return x_BND.new_empty(x_BND.shape[0], 0)
         if self.pooling != "map":
-            return pool_tokens(x_BND, norm=self.norm, pooling=self.pooling, norm_place=self.norm_place, num_prefix=self.num_prefix)
+            return pool_tokens(
+                x_BND,
+                norm=self.norm,
+                pooling=self.pooling,
+                norm_place=self.norm_place,
+                num_prefix=self.num_prefix,
+                sizes_BN=sizes_BN,
+            )
         assert self.attn_pool is not None
-        pooled_BD: Tensor = self.attn_pool(self.norm(x_BND)) if self.norm_place == "tokens" else self.norm(self.attn_pool(x_BND))
-        return pooled_BD
+        normed_BND = self.norm(x_BND) if self.norm_place == "tokens" else x_BND
+        pooled_BD: Tensor = self.attn_pool(normed_BND, sizes_BN=sizes_BN)
+        return pooled_BD if self.norm_place == "tokens" else self.norm(pooled_BD)
 
 
 def _tokens(count: int, *, width: int) -> nn.Parameter | None:
@@ -196,7 +206,7 @@ def _rows_of_prefix(shape: ViTShape) -> tuple[str, ...]:
     return tuple(name for name, exists in tokens.items() if exists and shape.prefix_positions)
 
 
-def _axial_rope(config: ViTConfig) -> AxialRope | None:
+def _axial_rope(config: ViTSettings) -> AxialRope | None:
     """The turn that all blocks have in common; learned frequencies are each block's own."""
     if config.rotary is None or isinstance(config.rotary, MixedRopeConfig):
         return None
@@ -204,7 +214,7 @@ def _axial_rope(config: ViTConfig) -> AxialRope | None:
     return config.rotary.build(head_width=shape.width // shape.num_heads, grid=Grid(rows=shape.grid, columns=shape.grid))
 
 
-def _shared_position_bias(config: ViTConfig) -> RelativeBias | None:
+def _shared_position_bias(config: ViTSettings) -> RelativeBias | None:
     shape, bias = config.shape, config.position_bias
     rule = POSITION_MODES[config.resampling].relative
     if not isinstance(bias, RelativeBiasConfig) or not bias.shared:
@@ -214,7 +224,7 @@ def _shared_position_bias(config: ViTConfig) -> RelativeBias | None:
     return bias.build(grid=grid, num_heads=shape.num_heads, has_prefix=shape.num_prefix > 0, rule=rule)
 
 
-def _attention_pool(config: ViTConfig) -> AttentionPool:
+def _attention_pool(config: ViTSettings) -> AttentionPool:
     shape = config.shape
     return AttentionPool(
         width=shape.width,

@@ -23,6 +23,7 @@ from vitscale.nn.positions import Positions
 from vitscale.nn.relative_bias import RelativeBiasConfig
 from vitscale.nn.resample import POSITION_MODES, Grid, PositionMode
 from vitscale.nn.rope import Dinov3RopeConfig, MixedRopeConfig, RotaryConfig
+from vitscale.nn.token_merging import TokenMergingConfig
 
 
 class ViTSettings(BackboneConfig):
@@ -109,6 +110,8 @@ class ViTSettings(BackboneConfig):
     """Turns queries and keys by angles that depend on row and column; null: no turn."""
     position_bias: PositionBiasConfig | None = None
     """Adds a trained number to each attention score, for the offset of the two tokens; null: none."""
+    token_merging: TokenMergingConfig | None = None
+    """Patches that are alike are merged in every block (ToMe), in training and evaluation; null merges none."""
     image_mean: tuple[float, ...] = (0.5,)
     """Subtracted from the image, in units where white is 1: one number per channel, or one for all."""
     image_std: tuple[float, ...] = (0.5,)
@@ -296,6 +299,20 @@ class ViTSettings(BackboneConfig):
             raise ValueError(f"model.resampling {mode} has no rule for a table of relative positions; use one of {known}")
         return value
 
+    @field_validator("token_merging")
+    @classmethod
+    def _patches_can_be_merged(cls, value: TokenMergingConfig | None, info: ValidationInfo) -> TokenMergingConfig | None:
+        reasons = {
+            "parallel": "is between attention and MLP, which model.parallel has side by side",
+            "window": "leaves holes in the windows of model.window",
+            "rotary": "leaves tokens at no one place, by which model.rotary could turn them",
+            "position_bias": "leaves tokens at no one place, which model.position_bias could be for",
+        }
+        for name, reason in reasons.items():
+            if value is not None and info.data.get(name):
+                raise ValueError(f"merging {reason}; use one of the two")
+        return value
+
     @field_validator("image_mean", "image_std")
     @classmethod
     def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
@@ -362,6 +379,7 @@ class ViTSettings(BackboneConfig):
             patch_dropout=self.patch_dropout,
             rotary=self.rotary.kind if self.rotary else None,
             position_bias=self.position_bias.kind if self.position_bias else None,
+            merged_tokens=() if self.token_merging is None else self.token_merging.wanted(depth=depth),
         )
 
     def block_spec(self, index: int) -> BlockSpec:

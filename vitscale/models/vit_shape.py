@@ -1,10 +1,11 @@
 """The sizes of a vision transformer, and what follows from them: tokens, FLOPs, the blocks that the planner counts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vitscale.models.base import BlockShape
 from vitscale.nn.dropout import num_kept_patches
+from vitscale.nn.token_merging import matching_flops, tokens_merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class ViTShape:
     patch_dropout: float
     rotary: Literal["dinov3", "eva02", "mixed"] | None
     position_bias: Literal["relative", "log_spaced", "decomposed"] | None
+    merged_tokens: tuple[int, ...]
+    """How many patches each block is to merge away; empty where none does."""
 
     @property
     def grid(self) -> int:
@@ -73,8 +76,15 @@ class ViTShape:
 
     @property
     def blocks(self) -> tuple[BlockShape, ...]:
-        """Every block; they are all alike but for the windows of their attention."""
-        return tuple(self._block(window=self.window_of(index)) for index in range(self.depth))
+        """Every block; they are all alike but for the windows of their attention and the tokens that are merged."""
+        num_tokens, blocks = self.num_tokens, []
+        for index in range(self.depth):
+            block = self._block(window=self.window_of(index), num_tokens=num_tokens)
+            if self.merged_tokens:
+                block = self._merging(block, wanted=self.merged_tokens[index])
+            blocks.append(block)
+            num_tokens = block.mlp_tokens
+        return tuple(blocks)
 
     @property
     def forward_flops(self) -> int:
@@ -87,13 +97,13 @@ class ViTShape:
         """Side of the windows of block number `index`; None: it attends to all tokens."""
         return None if index in self.global_blocks else self.window
 
-    def _block(self, *, window: int | None) -> BlockShape:
+    def _block(self, *, window: int | None, num_tokens: int) -> BlockShape:
         padded = self.token_grid if window is None else -(-self.token_grid // window) * window
         return BlockShape(
             width=self.width,
             mlp_width=self.mlp_width,
-            num_tokens=self.num_tokens,
-            attended_tokens=self.num_tokens if window is None else window**2,
+            num_tokens=num_tokens,
+            attended_tokens=num_tokens if window is None else window**2,
             padding_tokens=0 if window is None else padded**2 - self.token_grid**2,
             is_gated=self.is_gated,
             is_parallel=self.is_parallel,
@@ -105,9 +115,16 @@ class ViTShape:
             bias_flops=2 * padded**2 * 2 * (window or self.token_grid) * self.width if self.position_bias == "decomposed" else 0,
         )
 
+    def _merging(self, block: BlockShape, *, wanted: int) -> BlockShape:
+        num_patches = block.num_tokens - self.num_prefix
+        merged = tokens_merged(num_patches, wanted=wanted)
+        flops = matching_flops(num_patches, head_width=self.width // self.num_heads) if merged else 0
+        return replace(block, merged_tokens=merged, matching_flops=flops)
+
     def _pooling_flops(self) -> int:
         if self.pooling != "map":
             return 0
         # One query: its projection and that of the result, keys and values of all tokens, the MLP on one token.
-        projections = 2 * (2 + 2 * self.num_tokens) * self.width**2
-        return projections + 4 * self.num_tokens * self.width + 4 * self.width * self.mlp_width
+        num_tokens = self.blocks[-1].mlp_tokens
+        projections = 2 * (2 + 2 * num_tokens) * self.width**2
+        return projections + 4 * num_tokens * self.width + 4 * self.width * self.mlp_width

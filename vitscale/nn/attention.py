@@ -2,7 +2,7 @@
 
 # B batch, N tokens, D width, H heads, K head width, W windows, M tokens of a window
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +18,14 @@ from vitscale.nn.windows import Windows
 
 QkvBias = Literal["all", "no_key", "none"]
 """Which of the query, key and value projections have a bias: all, all but the keys', none."""
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values (B, N, H, K)."""
+
+    q_BNHK: Tensor
+    k_BNHK: Tensor
+    v_BNHK: Tensor
 
 
 class Attention(nn.Module):
@@ -68,11 +76,16 @@ class Attention(nn.Module):
         projected_BND: Tensor = self.proj(mixed_BND)
         return projected_BND
 
-    def _mix(self, x_BND: Tensor, *, context: BlockContext, grid: Grid) -> Tensor:
+    def heads(self, x_BND: Tensor) -> Heads:
+        """(B, N, D) to what the heads compare and mix."""
         # Unbinding where the projection wrote them lets backward join the three gradients in place, without a second copy.
         q_BNHK, k_BNHK, v_BNHK = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q_BNHK, k_BNHK = self.q_norm(q_BNHK), self.k_norm(k_BNHK)
+        return Heads(q_BNHK, k_BNHK, v_BNHK)
+
+    def _mix(self, x_BND: Tensor, *, context: BlockContext, grid: Grid) -> Tensor:
+        q_BNHK, k_BNHK, v_BNHK = self.heads(x_BND)
         q_BHNK, k_BHNK = q_BNHK.transpose(1, 2), k_BNHK.transpose(1, 2)
         bias_BHNN = self._bias(q_BHNK, context=context, grid=grid)
         rotation = self._rotation(q_BHNK, context=context, grid=grid)

@@ -21,9 +21,17 @@ NormPlace = Literal["tokens", "pooled"]
 
 
 def pool_tokens(
-    tokens_BND: Tensor, *, norm: nn.Module, pooling: Literal["cls", "mean"], norm_place: NormPlace = "tokens", num_prefix: int = 0
+    tokens_BND: Tensor,
+    *,
+    norm: nn.Module,
+    pooling: Literal["cls", "mean"],
+    norm_place: NormPlace = "tokens",
+    num_prefix: int = 0,
+    sizes_BN: Tensor | None = None,
 ) -> Tensor:
     """(B, N, D) to (B, D): the class token or the mean of the tokens after the prefix, normalised before or after.
+
+    `sizes_BN` says how many patches each token stands for; the mean is that over the patches.
 
     Norm, then mean is big_vision's `pool_type` gap; mean, then norm is timm's `fc_norm`, another function.
     """
@@ -32,11 +40,18 @@ def pool_tokens(
         class_BD: Tensor = norm(tokens_BND[:, 0])
         return class_BD
     patches_BND = tokens_BND[:, num_prefix:] if num_prefix else tokens_BND
+    sizes_BN = None if sizes_BN is None else sizes_BN[:, num_prefix:]
     if norm_place == "pooled":
-        normed_BD: Tensor = norm(patches_BND.mean(dim=1))
+        normed_BD: Tensor = norm(_mean(patches_BND, sizes_BN=sizes_BN))
         return normed_BD
-    mean_BD: Tensor = norm(patches_BND).mean(dim=1)
-    return mean_BD
+    return _mean(norm(patches_BND), sizes_BN=sizes_BN)
+
+
+def _mean(x_BND: Tensor, *, sizes_BN: Tensor | None) -> Tensor:
+    if sizes_BN is None:
+        return x_BND.mean(dim=1)
+    weight_BN1 = (sizes_BN / sizes_BN.sum(dim=1, keepdim=True)).to(x_BND.dtype).unsqueeze(-1)
+    return (x_BND * weight_BN1).sum(dim=1)
 
 
 class AttentionPool(nn.Module):
@@ -56,13 +71,19 @@ class AttentionPool(nn.Module):
         self.norm = norm_layer(norm, width=width, eps=norm_eps)
         self.mlp = Mlp(width=width, hidden_width=mlp_width, gelu=gelu)
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """(B, N, D) to (B, D)."""
+    def forward(self, tokens_BND: Tensor, *, sizes_BN: Tensor | None = None) -> Tensor:
+        """(B, N, D) to (B, D); a token draws attention by the number of patches that it stands for."""
         # The query is the same for every image, so it is projected once.
         q_11HK = self.q(self.latent).unflatten(-1, (self.num_heads, -1))
         q_BH1K = q_11HK.transpose(1, 2).expand(tokens_BND.shape[0], -1, -1, -1)
         k_BNHK, v_BNHK = self.kv(tokens_BND).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        mixed_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BNHK.transpose(1, 2), v_BNHK.transpose(1, 2))
+        bias_B11N = log_sizes(sizes_BN, like=tokens_BND)
+        mixed_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BNHK.transpose(1, 2), v_BNHK.transpose(1, 2), attn_mask=bias_B11N)
         x_BD = self.proj(mixed_BH1K.flatten(1))
         pooled_BD: Tensor = x_BD + self.mlp(self.norm(x_BD))
         return pooled_BD
+
+
+def log_sizes(sizes_BN: Tensor | None, *, like: Tensor) -> Tensor | None:
+    """What is added to attention scores (B, H, N, N), so that softmax weighs a token as so many equal ones."""
+    return None if sizes_BN is None else sizes_BN.log().to(like.dtype)[:, None, None]

@@ -38,3 +38,11 @@ def add_branch(x_BND: Tensor, branch: Branch, *, context: BlockContext, index: i
         return x_BND + branch(x_BND, context)
     y_KND = branch(x_BND[kept_K], context.of_samples(kept_K))
     return x_BND.index_add(0, kept_K, y_KND, alpha=1 / (1 - rate))
+
+
+def add_result(x_BND: Tensor, y_BND: Tensor, *, context: BlockContext, index: int, rate: float) -> Tensor:
+    """As `add_branch`, of a branch that has run on all samples (B, N, D)."""
+    kept_K = context.kept[index] if context.kept else None
+    if kept_K is None:
+        return x_BND + y_BND
+    return x_BND.index_add(0, kept_K, y_BND[kept_K], alpha=1 / (1 - rate))

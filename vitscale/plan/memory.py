@@ -93,20 +93,21 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
         return block.num_tokens * block.width
     # What attention sees: with windows, the tokens that fill them up as well. Its queries, keys, values and result.
     attention = 4 * (block.num_tokens + block.padding_tokens) * block.width
-    hidden = block.num_tokens * block.mlp_width
+    hidden = block.mlp_tokens * block.mlp_width
     if block.attended_tokens < block.num_tokens and recompute == "none":
         # Cut into windows and joined again: both are copies.
         attention += (block.num_tokens + block.padding_tokens) * block.width
     if recompute == "selective":
-        return 2 * block.num_tokens * block.width + attention + (2 if block.is_gated else 1) * hidden
+        return (block.num_tokens + block.mlp_tokens) * block.width + attention + (2 if block.is_gated else 1) * hidden
     # Each norm keeps what goes in and what comes out; each layer scale what goes in.
-    num_norms, num_branches = (1, 1) if block.is_parallel else (2, 2)
-    kept = 2 * num_norms + (num_branches if block.layer_scale else 0)
+    kept = (3 if block.layer_scale else 2) * (block.num_tokens + (0 if block.is_parallel else block.mlp_tokens))
+    if block.merged_tokens:
+        kept += block.num_tokens  # what merging takes its sums from
     attention += _copies_of_queries_and_keys(block) * (block.num_tokens + block.padding_tokens) * block.width
     # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
     hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)
     scores = block.num_score_heads * (block.num_tokens + block.padding_tokens) * block.attended_tokens
-    return kept * block.num_tokens * block.width + attention + hidden + scores
+    return kept * block.width + attention + hidden + scores
 
 
 def _copies_of_queries_and_keys(block: BlockShape) -> int:

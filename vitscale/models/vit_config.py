@@ -1,0 +1,13 @@
+"""The configuration of a vision transformer, and which class it builds."""
+
+from vitscale.models.merging_vit import MergingViT
+from vitscale.models.vit import ViT
+from vitscale.models.vit_settings import ViTSettings
+
+
+class ViTConfig(ViTSettings):
+    """A pre-norm vision transformer, by name, by sizes, or by name with some sizes replaced."""
+
+    def build(self) -> ViT:
+        """The model, with parameters on the current default device; see nn/init.py for their values."""
+        return ViT(self) if self.token_merging is None else MergingViT(self)
