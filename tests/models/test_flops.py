@@ -9,6 +9,16 @@ from vitscale.objectives import SupervisedConfig
 # Published counts in millions without head (big_vision) and with 1000 classes, and forward GFLOPs, at 224 pixels.
 PUBLISHED = [
     ("Ti/16", 5.5, 5.72, 2.51),
+    # Steiner et al. 2022, table 3 (timm's counts); Xiao et al. 2021, table 2, in multiply-adds there.
+    ("R+Ti/16", None, 6.34, 0.867),
+    ("R26+S/32", None, 36.43, 6.93),
+    ("R26+B/32", None, 101.38, 13.42),
+    ("R50+B/16", None, 98.66, 43.07),
+    ("R50+L/32", None, 328.99, 38.83),
+    ("ViTC-1GF/16", None, 4.6, 2.2),
+    ("ViTC-4GF/16", None, 17.8, 7.9),
+    ("ViTC-18GF/16", None, 81.6, 35.4),
+    ("ViTC-36GF/16", None, 167.8, 70.0),
     ("S/16", 21.7, 22.05, 9.20),
     ("M/16", 38.3, None, 16.0),
     ("B/16", 85.8, 86.57, 35.1),
@@ -50,6 +60,8 @@ CHANGES: list[dict] = [
     {"distillation_token": True, "qk_norm": True, "qkv_bias": "no_key"},
     {"pooling": "map", "parallel": True, "norm": "rms", "mlp_bias": False},
     {"pooling": "mean", "window": 3, "global_blocks": (1,)},
+    {"patch_size": 16, "stem": {"kind": "resnet", "units": (1, 1), "width": 32}},
+    {"stem": {"kind": "convolutions", "widths": (4, 8), "strides": (2, 2)}},
 ]
 
 

@@ -27,6 +27,8 @@ TIMM = {
     "DeiT-distilled-S/16": "deit_small_distilled_patch16_224",
     "DeiT3-M/16": "deit3_medium_patch16_224",
     "DINOv2-S/14": "vit_small_patch14_dinov2",
+    "R+Ti/16": "vit_tiny_r_s16_p8_224",
+    "R26+S/32": "vit_small_r26_s32_224",
     "SigLIP2-B/16": "vit_base_patch16_siglip_224",
     "DINOv3-B/16": "vit_base_patch16_dinov3_qkvb",
     "EVA-02-B/14": "eva02_base_patch14_224",
@@ -47,6 +49,9 @@ COUNTS = {
     "EVA-02-Ti/14": 5_502_144,
     "EVA-02-S/14": 21_621_120,
     "EVA-02-L/14": 303_268_800,
+    "R26+B/32": 101_383_976 - 769_000,
+    "R50+B/16": 98_659_112 - 769_000,
+    "R50+L/32": 328_994_856 - 1_025_000,
 }
 
 
@@ -74,7 +79,7 @@ def test_encoders_of_1024_pixels_have_as_many_parameters_as_timms_had(name: str,
 def test_every_published_model_is_a_sound_configuration(name: str) -> None:
     for patch in known_patches(name):
         model = ViTConfig(variant=f"{name}/{patch}", image_size=4 * patch)
-        assert model.shape.patch_size == patch
+        assert model.shape.patch_size == (MODELS_BY_NAME[name].stride or patch)
         for key, value in MODELS_BY_NAME[name].settings.items():
             assert getattr(model, key) == value
 

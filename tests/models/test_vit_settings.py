@@ -69,6 +69,16 @@ def test_mlp_width_defaults_to_four_times_the_width() -> None:
             {"variant": "DINOv3-S+/16", "image_size": 224, "rotary": {"kind": "dinov3", "base": 50.0, "rescale": 2.0}},
             ['rotary: {"kind": "dinov3", "base": 50.0, "normalise": "separate", "shift": 0.0, "jitter": 1.0, "rescale": 2.0} contradicts'],
         ),
+        (
+            {**SMALL, "stem": {"kind": "resnet", "units": [1, 1, 1]}},
+            ["stem: resnet makes the image 16 times smaller, and model.patch_size 8 is not a multiple of that; use for example 16"],
+        ),
+        (
+            {"variant": "R50+B/16", "image_size": 224, "stem": {"kind": "resnet", "units": [2, 2, 2]}},
+            ['stem: {"kind": "resnet", "units": [2, 2, 2], "width": 64, "epsilons": "google"} contradicts model.variant R50+B/16,'],
+        ),
+        ({**SMALL, "stem": {"kind": "convolutions", "widths": [8], "strides": [1, 2]}}, ["stem.strides: 2 strides for the 1 convol"]),
+        ({**SMALL, "stem": {"kind": "convs"}}, ["stem.kind: 'convs' is not one of 'patches', 'convolutions', 'resnet'"]),
         ({"variant": "S", "image_size": 32}, ["variant: 'S' names no patch size; write it after a slash, for example S/16"]),
         ({"variant": "S/16", "image_size": 32, "num_heads": 5}, ["width: 384 is not a multiple of model.num_heads 5"]),
         (
@@ -126,3 +136,11 @@ def test_stochastic_depth_rises_to_its_rate_or_is_constant() -> None:
 def test_only_a_model_that_drops_something_wants_draws() -> None:
     assert ViTConfig(**SMALL).draw_sources == {}
     assert set(ViTConfig(**SMALL, dropout=0.1).draw_sources) == {"model_seed"}
+
+
+def test_of_a_variants_stem_only_the_epsilons_are_free() -> None:
+    stem = {"kind": "resnet", "units": [2, 2, 2, 2], "epsilons": "timm"}
+    model = decode(ViTConfig, values={"variant": "R26+S/32", "image_size": 64, "stem": stem}, source="run.yaml")
+    assert (model.stem.epsilons, model.stem.units) == ("timm", (2, 2, 2, 2))
+    assert ViTConfig(variant="R+Ti/16", image_size=64).shape.patch_size == 32
+    assert decode(ViTConfig, values=model.model_dump(mode="json"), source="run.yaml") == model

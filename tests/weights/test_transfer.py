@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitscale.config import CheckpointError
 from vitscale.models import ViTConfig
+from vitscale.nn.conv_stem import ConvStemConfig
 from vitscale.nn.patch_kernel import resample_patch_kernel
 from vitscale.nn.position_table import AxisTable, GridTable, OffsetTable, PositionTable, fit_table, position_tables
 from vitscale.nn.resample import Grid, PositionMode, resample_positions
@@ -26,7 +27,7 @@ def _facts(*, num_classes: int = 10, pre_logits: int | None = None, **model: Any
     return ModelFacts(
         shapes={name: tuple(parameter.shape) for name, parameter in objective.named_parameters()},
         tables=position_tables(objective),
-        patch_size=config.shape.patch_size,
+        kernel_side=config.shape.kernel_side,
         num_channels=config.num_channels,
         resampling=config.resampling,
     )
@@ -56,6 +57,7 @@ def test_the_same_model_is_loaded_as_it_is() -> None:
         assert torch.equal(loaded, value)
 
 
+STEM = ConvStemConfig(widths=(4, 6))
 HEAD_REPLACED = {"head.fc.weight": "replaced", "head.fc.bias": "replaced"}
 CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]] = [
     ({}, {"image_size": 24}, {}, {"backbone.pos_embed": "resampled"}),
@@ -85,6 +87,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]
         {},
         {},
     ),
+    # Behind a stem patches are cut from its features: 1 x 1 of them, then 2 x 2, at twice the size.
+    ({"stem": STEM}, {"stem": STEM, "image_size": 24}, {}, {"backbone.pos_embed": "resampled"}),
+    ({"stem": STEM}, {"stem": STEM, "image_size": 32, "patch_size": 8}, {}, {"backbone.patch_embed.weight": "resampled"}),
 ]
 
 
@@ -256,6 +261,7 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]]
     ({}, {"num_channels": 3}, {}, ["model.num_channels: 1 in the source, 3 here", "(1 difference)"]),
     ({}, {"positions": "sincos2d_mae"}, {}, ["backbone.pos_embed: 1 x 17 x 8 in the source, - here", "kind of positions"]),
     ({"positions": "sincos2d_mae"}, {}, {}, ["backbone.pos_embed: - in the source, 1 x 17 x 8 here"]),
+    ({}, {"stem": STEM}, {}, ["backbone.stem.layers.0.conv.weight: - in the source, 4 x 1 x 3 x 3 here", "channels, stem and kind"]),
     ({}, {"num_classes": 3}, {"head": "keep"}, ["head.fc.weight: 10 x 8 in the source, 3 x 8 here", "'auto'"]),
 ]
 

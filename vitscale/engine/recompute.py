@@ -1,4 +1,4 @@
-"""Activation checkpointing of transformer blocks: keep less of the forward pass, compute it again in the backward pass."""
+"""Activation checkpointing of transformer blocks and stems: keep less of the forward pass, compute it again in the backward pass."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ _KEPT = frozenset(
         _aten.mm.default,
         _aten.addmm.default,
         _aten.bmm.default,
+        _aten.convolution.default,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
         _aten._scaled_dot_product_efficient_attention.default,
@@ -48,11 +49,14 @@ class Recompute:
 
 
 def apply_recompute(backbone: nn.Module, *, mode: RecomputeMode, every: int) -> None:
-    """Make `backbone` run its blocks through `Recompute`; `none` leaves it as it is."""
+    """Make `backbone` run its blocks, and the units of its stem, through `Recompute`; `none` leaves it as it is."""
     if mode == "none":
         return
     assert hasattr(backbone, "block_runner"), f"{type(backbone).__name__} runs its blocks without a block_runner"
     backbone.block_runner = Recompute(mode=mode, every=every)  # type: ignore[assignment]
+    stem = getattr(backbone, "stem", None)
+    if stem is not None:
+        stem.unit_runner = Recompute(mode=mode)
 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
 from vitscale.nn.input_form import InputForm
+from vitscale.nn.stem import StemShape
 
 
 class BlockRunner(Protocol):
@@ -104,6 +105,11 @@ class BackboneShape(Protocol):
         ...
 
     @property
+    def kernel_side(self) -> int:
+        """Side of a patch where it is cut, in pixels of the image, or in positions of the stem's features."""
+        ...
+
+    @property
     def grid(self) -> int:
         """Patches per side."""
         ...
@@ -116,6 +122,11 @@ class BackboneShape(Protocol):
     @property
     def is_distilled(self) -> bool:
         """Whether there is a distillation token, for a head of its own."""
+        ...
+
+    @property
+    def stem(self) -> StemShape | None:
+        """What comes before patches are cut; None: nothing does."""
         ...
 
     @property

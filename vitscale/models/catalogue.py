@@ -7,7 +7,7 @@ import torch
 
 from vitscale.models import MODELS
 from vitscale.models.swin_settings import SWIN_PATCH_SIZE, SWIN_VARIANTS
-from vitscale.models.variants import MODELS_BY_NAME, SIZES, known_patches
+from vitscale.models.variants import MODELS_BY_NAME, SIZES, known_patches, parse_variant
 
 _FOR_TESTS = "mu"
 
@@ -44,7 +44,8 @@ class _Named:
 def _all_named() -> Iterator[_Named]:
     for base in (*SIZES, *MODELS_BY_NAME):
         for patch in () if base == _FOR_TESTS else known_patches(base):
-            yield _Named(kind="vit", name=f"{base}/{patch}", side_multiple=patch)
+            name = f"{base}/{patch}"
+            yield _Named(kind="vit", name=name, side_multiple=parse_variant(name).patch_size)
     for swin in SWIN_VARIANTS:
         yield _Named(kind="swin", name=swin, side_multiple=SWIN_PATCH_SIZE)
 

@@ -14,7 +14,7 @@ IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.2
 def with_proposals(values: Mapping[str, Any], *, proposals: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as given, and those of `proposals` that are not; how images are normalised is proposed for colour only."""
     # Once a function has touched the values, pydantic no longer takes a list of YAML for a tuple.
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    given = {key: _with_tuples(value) for key, value in values.items()}
     is_colour = given.get("num_channels", 3) == 3
     return {key: value for key, value in proposals.items() if is_colour or not key.startswith("image_")} | given
 
@@ -39,3 +39,10 @@ def one_per_channel(value: tuple[float, ...], info: ValidationInfo) -> tuple[flo
 def linear_drop_rates(last: float, *, depth: int) -> tuple[float, ...]:
     """Stochastic depth of each block: from 0 at the first to `last` (Huang et al. 2016)."""
     return tuple(last * index / max(1, depth - 1) for index in range(depth))
+
+
+def _with_tuples(value: Any) -> Any:
+    """A value as decoded from YAML with tuples for lists."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value

@@ -43,11 +43,17 @@ class SwinShape:
     num_channels: int
     class_token: bool = False
     is_distilled: bool = False
+    stem: None = None
 
     @property
     def width(self) -> int:
         """Width of the last stage, and so of the features."""
         return self.stages[-1].width
+
+    @property
+    def kernel_side(self) -> int:
+        """Side of a patch where it is cut: pixels."""
+        return self.patch_size
 
     @property
     def grid(self) -> int:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitscale.models.settings import IMAGENET
+from vitscale.nn.conv_stem import ConvStemConfig
 from vitscale.nn.decomposed_bias import DecomposedBiasConfig
 from vitscale.nn.relative_bias import RelativeBiasConfig
+from vitscale.nn.resnet_stem import ResNetStemConfig
 from vitscale.nn.rope import Dinov3RopeConfig, Eva02RopeConfig
 
 FREE_SETTINGS = ("mlp_width", "image_mean", "image_std", "resampling")
@@ -43,6 +45,8 @@ class Model:
     patch_sizes: tuple[int, ...]
     settings: Mapping[str, Any]
     free: tuple[str, ...] = FREE_SETTINGS
+    stride: int | None = None
+    """Side of a patch in pixels, where the name gives another number."""
 
 
 # Ti to G: Dosovitskiy et al. 2021, Touvron et al. 2021 and Zhai et al. 2022, as in big_vision's models/vit.py, `decode_variant`.
@@ -85,6 +89,7 @@ _DINOV2 = {**IMAGENET, "layer_scale": 1e-5, "resampling": "dinov2"}
 _REGISTERS = {"num_registers": 4, "resampling": "dinov2_reg"}
 _SIGLIP = {"pooling": "map", "gelu": "tanh", "resampling": "siglip2"}
 _MAE = {**IMAGENET, "positions": "sincos2d_mae", "class_token": True, "pooling": "mean", "norm_place": "pooled"}
+_CONV_18 = ConvStemConfig(widths=(64, 128, 128, 256, 256, 512), strides=(2, 2, 1, 2, 1, 2))
 _GIANT_2 = Size(width=1536, depth=40, mlp_width=6144, num_heads=24)
 _DINOV3 = {
     **IMAGENET,
@@ -117,6 +122,20 @@ _EVA_02 = {
     "resampling": "beit",
 }
 _SAM = {**IMAGENET, "position_bias": DecomposedBiasConfig(), "window": 14, "pooling": "mean", "resampling": "mae"}
+
+
+def _stem_settings(units: tuple[int, ...]) -> dict[str, Any]:
+    return {"stem": ResNetStemConfig(units=units), "resampling": "google"}
+
+
+def _hybrid(size: str, *, patch: int, units: tuple[int, ...]) -> Model:
+    return Model(size=SIZES[size], patch_sizes=(patch,), settings=_stem_settings(units))
+
+
+def _convolutional(*, width: int, depth: int, mlp_width: int, stem: ConvStemConfig) -> Model:
+    size = Size(width=width, depth=depth, mlp_width=mlp_width, num_heads=width // 64)
+    return Model(size=size, patch_sizes=(16,), settings={**IMAGENET, "stem": stem})
+
 
 MODELS_BY_NAME: dict[str, Model] = {
     # Touvron et al. 2021; facebookresearch/deit, models.py. The distilled ones have a second token and a second head.
@@ -172,6 +191,18 @@ MODELS_BY_NAME: dict[str, Model] = {
         for name in ("SAM", "ViTDet")
         for size, global_blocks in (("B", (2, 5, 8, 11)), ("L", (5, 11, 17, 23)), ("H", (7, 15, 23, 31)))
     },
+    # Dosovitskiy et al. 2021, Steiner et al. 2022; google-research/vision_transformer, vit_jax/configs/models.py.
+    "R50+B": _hybrid("B", patch=16, units=(3, 4, 9)),
+    "R26+S": _hybrid("S", patch=32, units=(2, 2, 2, 2)),
+    "R26+B": _hybrid("B", patch=32, units=(2, 2, 2, 2)),
+    "R50+L": _hybrid("L", patch=32, units=(3, 4, 6, 3)),
+    # Its code pools after the root, so a patch of 8 x 8 features is one of 32 x 32 pixels, whatever the published name says.
+    "R+Ti": Model(size=SIZES["Ti"], patch_sizes=(16,), settings=_stem_settings(()), stride=32),
+    # Xiao et al. 2021, table 2; facebookresearch/pycls, models/vit.py. One block less than the models with patches.
+    "ViTC-1GF": _convolutional(width=192, depth=11, mlp_width=576, stem=ConvStemConfig(widths=(24, 48, 96, 192))),
+    "ViTC-4GF": _convolutional(width=384, depth=11, mlp_width=1152, stem=ConvStemConfig(widths=(48, 96, 192, 384))),
+    "ViTC-18GF": _convolutional(width=768, depth=11, mlp_width=3072, stem=_CONV_18),
+    "ViTC-36GF": _convolutional(width=1024, depth=13, mlp_width=4096, stem=_CONV_18),
     # Dehghani et al. 2023, section 2: norms without centring and bias, no bias in the projections of queries, keys and values.
     "ViT-22B": Model(
         size=SIZES["22B"],
@@ -191,7 +222,8 @@ def parse_variant(name: str) -> Variant:
         raise ValueError(f"{name!r} names no patch size; write it after a slash, for example {base}/{known_patches(base)[0]}")
     if model is None:
         return Variant(size=SIZES[base], patch_size=int(patch))
-    return Variant(size=model.size, patch_size=int(patch), settings=model.settings, free=model.free)
+    stride = model.stride if model.stride is not None and int(patch) in model.patch_sizes else int(patch)
+    return Variant(size=model.size, patch_size=stride, settings=model.settings, free=model.free)
 
 
 def known_patches(name: str) -> tuple[int, ...]:

@@ -55,7 +55,9 @@ class ViT(Backbone):
         self.normaliser = Normaliser(mean=config.image_mean, std=config.image_std)
         self.embedding_dropout = Dropout(rate=config.dropout, site=0)
         self.patch_dropout = config.patch_dropout
-        self.patch_embed = PatchEmbed(num_channels=shape.num_channels, patch_size=shape.patch_size, width=shape.width)
+        self.stem_stride = config.stem.stride
+        self.stem = config.stem.build(num_channels=shape.num_channels)
+        self.patch_embed = PatchEmbed(num_channels=shape.kernel_channels, patch_size=shape.kernel_side, width=shape.width)
         self.cls_token = _tokens(int(shape.class_token), width=shape.width)
         self.dist_token = _tokens(int(shape.is_distilled), width=shape.width)
         self.reg_token = _tokens(shape.num_registers, width=shape.width)
@@ -97,7 +99,8 @@ class ViT(Backbone):
         patch_size = self._patch_size(draws)
         grid = Grid(rows=image_BCHW.shape[2] // patch_size, columns=image_BCHW.shape[3] // patch_size)
         patches_BP = None if seed_B is None else self._kept_patches(seed_B, grid=grid)
-        x_BND = self._embed(self.patch_embed(image_BCHW, patch_size=patch_size), grid=grid, seed_B=seed_B, patches_BP=patches_BP)
+        patches_BND = self._cut(image_BCHW, patch_size=patch_size)
+        x_BND = self._embed(patches_BND, grid=grid, seed_B=seed_B, patches_BP=patches_BP)
         context = self._context(x_BND, grid=grid, seed_B=seed_B, patches_BP=patches_BP)
         return self._encode(x_BND, context=context)
 
@@ -119,6 +122,14 @@ class ViT(Backbone):
         """Side of the patches of this batch, as its mark says; without one the model's, or the smallest of flexible ones."""
         mark_BP0 = None if draws is None else draws.get(PATCH_SIZE_KEY)
         return self.default_patch if mark_BP0 is None else mark_BP0.shape[1]
+
+    def _cut(self, image_BCHW: Tensor, *, patch_size: int) -> Tensor:
+        """Patches of an image, or of its stem's features, as tokens."""
+        if self.stem is None:
+            patches_BND: Tensor = self.patch_embed(image_BCHW, patch_size=patch_size)
+        else:
+            patches_BND = self.patch_embed(self.stem(image_BCHW), patch_size=patch_size // self.stem_stride)
+        return patches_BND
 
     def _embed(self, x_BND: Tensor, *, grid: Grid, seed_B: Tensor | None, patches_BP: Tensor | None) -> Tensor:
         """Patch tokens to all tokens, with positions."""

@@ -23,6 +23,7 @@ from vitscale.nn.positions import Positions
 from vitscale.nn.relative_bias import RelativeBiasConfig
 from vitscale.nn.resample import POSITION_MODES, Grid, PositionMode
 from vitscale.nn.rope import Dinov3RopeConfig, MixedRopeConfig, RotaryConfig
+from vitscale.nn.stems import STEMS, PatchStemConfig, StemConfig
 from vitscale.nn.token_merging import TokenMergingConfig
 
 
@@ -49,6 +50,9 @@ class ViTSettings(BackboneConfig):
     """Width of the token vectors, a multiple of the number of heads; replaces the variant's."""
     depth: Count | None = None
     """Number of blocks; replaces the variant's."""
+    stem: StemConfig = PatchStemConfig()
+    """What turns the image into what patches are cut from. patches: nothing. convolutions: a few small ones. resnet: a ResNet, as in
+    Google's hybrids. The patch size stays in pixels of the image and is a multiple of the stem's stride."""
     mlp: MlpKind = "gelu"
     """gelu: two matrices. swiglu, swiglu64: gated by SiLU, three matrices, with a hidden width that is a multiple of 8 (DINOv2) or of
     64 (DINOv3)."""
@@ -137,7 +141,7 @@ class ViTSettings(BackboneConfig):
         if name is None or setting == "variant" or setting in parse_variant(name).free:
             return value
         fixed = parse_variant(name).settings.get(setting, value)
-        if _at_inference(value) != fixed:
+        if _architecture(value) != _architecture(fixed):
             raise ValueError(
                 f"{_yaml(value)} contradicts model.variant {name}, which has {_yaml(fixed)}; leave it out, or name a plain size"
                 f" such as B/16 and give every setting"
@@ -175,6 +179,20 @@ class ViTSettings(BackboneConfig):
         if flexible and patch is not None and value < patch:
             raise ValueError(f"{value} is smaller than model.patch_size {patch}, the side at which the kernel is kept")
         return value if flexible else tiling_side(value, patch=patch)
+
+    @field_validator("stem")
+    @classmethod
+    def _stem_strides_divide_the_patch(cls, value: StemConfig, info: ValidationInfo) -> StemConfig:
+        patch = _resolved("patch_size", info)
+        sides = {"patch_size": () if patch is None else (patch,), "flexible_patches": info.data.get("flexible_patches", ())}
+        unfit = [(key, side) for key, several in sides.items() for side in several if side % value.stride]
+        if unfit:
+            key, side = unfit[0]
+            raise ValueError(
+                f"{value.kind} makes the image {value.stride} times smaller, and model.{key} {side} is not a multiple of that;"
+                f" use for example {-(-side // value.stride) * value.stride}, or a stem of smaller stride"
+            )
+        return value
 
     @field_validator("width")
     @classmethod
@@ -363,6 +381,7 @@ class ViTSettings(BackboneConfig):
             flexible_patches=self.flexible_patches,
             image_size=self.image_size,
             num_channels=self.num_channels,
+            stem_config=self.stem,
             class_token=self.pooling == "cls" if self.class_token is None else self.class_token,
             is_distilled=self.distillation_token,
             num_registers=self.num_registers,
@@ -426,9 +445,11 @@ def _resolved(name: str, info: ValidationInfo) -> int | None:
     return value
 
 
-def _at_inference(value: Any) -> Any:
-    """A setting without what is drawn in training only."""
-    return value.without_draws if isinstance(value, Dinov3RopeConfig) else value
+def _architecture(value: Any) -> Any:
+    """What a published model fixes of a setting: nothing that is drawn in training only, and not the epsilons of a stem."""
+    if isinstance(value, Dinov3RopeConfig):
+        return value.without_draws
+    return value.architecture() if isinstance(value, STEMS) else value
 
 
 def _yaml(value: Any) -> str:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from vitscale.models.base import BlockShape
 from vitscale.nn.dropout import num_kept_patches
+from vitscale.nn.stem import StemShape
+from vitscale.nn.stems import StemConfig
 from vitscale.nn.token_merging import matching_flops, tokens_merged
 
 
@@ -20,6 +22,7 @@ class ViTShape:
     flexible_patches: tuple[int, ...]
     image_size: int
     num_channels: int
+    stem_config: StemConfig
     class_token: bool
     is_distilled: bool
     num_registers: int
@@ -53,6 +56,21 @@ class ViTShape:
     def token_grid(self) -> int:
         """Patches per side of an image, the smallest patches that there are."""
         return self.image_size // self.finest_patch
+
+    @property
+    def stem(self) -> StemShape | None:
+        """What comes before patches are cut; None: nothing does."""
+        return self.stem_config.shape(num_channels=self.num_channels, image_size=self.image_size)
+
+    @property
+    def kernel_side(self) -> int:
+        """Side of a patch where it is cut, in positions of the stem's features, or in pixels of the image."""
+        return self.patch_size // self.stem_config.stride
+
+    @property
+    def kernel_channels(self) -> int:
+        """Channels that patches are cut from."""
+        return self.stem_config.out_channels(self.num_channels)
 
     @property
     def num_prefix(self) -> int:
@@ -90,8 +108,10 @@ class ViTShape:
     def forward_flops(self) -> int:
         """FLOPs of the forward pass of one image, without a head. Branches that stochastic depth leaves out are counted; the resampling
         of flexible patches, once per batch, is not."""
-        patch_embed = 2 * self.token_grid**2 * self.num_channels * self.finest_patch**2 * self.width
-        return sum(block.forward_flops for block in self.blocks) + patch_embed + self._pooling_flops()
+        kernel_side = self.finest_patch // self.stem_config.stride
+        embedding = 2 * self.token_grid**2 * self.kernel_channels * kernel_side**2 * self.width
+        embedding += self.stem.forward_flops if self.stem is not None else 0
+        return sum(block.forward_flops for block in self.blocks) + embedding + self._pooling_flops()
 
     def window_of(self, index: int) -> int | None:
         """Side of the windows of block number `index`; None: it attends to all tokens."""

@@ -56,7 +56,7 @@ class OptimConfig(Config):
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled decay, times the learning rate; applied to the kernels of linear layers only."""
+    """Decoupled decay, times the learning rate; applied to the kernels of linear layers and convolutions only."""
     clip_grad_norm: float | None = Field(default=1.0, gt=0)
     """Largest global gradient norm; null never clips."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)

@@ -20,7 +20,7 @@ class ParameterGroup:
 
 
 def decays(name: str, *, num_dims: int) -> bool:
-    """Whether weight decay applies: to kernels of linear layers, not to biases, norms, learned tokens or positions."""
+    """Whether weight decay applies: to kernels of linear layers and convolutions, not to biases, norms, learned tokens or positions."""
     parts = name.split(".")
     return num_dims >= 2 and parts[-1] not in _EMBEDDINGS and _POSITIONS.isdisjoint(parts)
 

@@ -7,6 +7,7 @@ autograd keeps for a pre-norm block with fused attention for the activations.
 from dataclasses import dataclass
 
 from vitscale.models import BlockShape
+from vitscale.nn.stem import StemShape, UnitShape
 from vitscale.plan.cluster import Device
 from vitscale.run_config import Precision, RecomputeMode
 
@@ -17,6 +18,7 @@ class ModelSize:
 
     num_parameters: int
     blocks: tuple[BlockShape, ...]
+    stem: StemShape | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ def estimate_memory(
         if device == "cuda":
             optimizer, host = 0, optimizer
     activations = item_bytes * micro_batch * _activation_elements(size, recompute=recompute, every=recompute_every)
+    if size.stem is not None:
+        activations += _stem_bytes(size.stem, micro_batch=micro_batch, item_bytes=item_bytes, recompute=recompute)
     return MemoryEstimate(weights=weights, gradients=gradients, optimizer=optimizer, activations=activations, host=host)
 
 
@@ -84,6 +88,28 @@ def _activation_elements(size: ModelSize, *, recompute: RecomputeMode, every: in
         total += max(_block_elements(block, "none") for block in size.blocks[::every])
     embedding_and_norms = 3 * max(block.num_tokens * block.width for block in size.blocks)
     return round(total + embedding_and_norms)
+
+
+def _stem_bytes(stem: StemShape, *, micro_batch: int, item_bytes: int, recompute: RecomputeMode) -> int:
+    """What a stem keeps for backward: its units, the one that is live while it is recomputed, and its features, cut into patches
+    and, where they are not recomputed, as they were."""
+    image = (2 if recompute == "none" else 1) * item_bytes * stem.result_elements
+    image += sum(_unit_bytes(unit, item_bytes=item_bytes, recompute=recompute) for unit in stem.units)
+    # Standardised kernels are computed in fp32: centred, and divided.
+    kernels = [2 * 4 * unit.standardised_elements for unit in stem.units]
+    if recompute == "none":
+        return micro_batch * image + sum(kernels)
+    live = max(_unit_bytes(unit, item_bytes=item_bytes, recompute="none") for unit in stem.units)
+    return micro_batch * (image + live) + max(kernels)
+
+
+def _unit_bytes(unit: UnitShape, *, item_bytes: int, recompute: RecomputeMode) -> int:
+    elements = unit.input_elements
+    if recompute != "full":
+        elements += unit.convolved_elements
+    if recompute != "none":
+        return item_bytes * elements
+    return item_bytes * (elements + unit.activated_elements) + unit.index_bytes
 
 
 def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:

@@ -115,7 +115,9 @@ def model_size(config: RunConfig) -> ModelSize:
     """Count the objective's parameters on the meta device, where it costs no memory."""
     with torch.device("meta"):
         objective = config.objective.build(config.model.build())
-    return ModelSize(num_parameters=sum(parameter.numel() for parameter in objective.parameters()), blocks=config.model.shape.blocks)
+    shape = config.model.shape
+    num_parameters = sum(parameter.numel() for parameter in objective.parameters())
+    return ModelSize(num_parameters=num_parameters, blocks=shape.blocks, stem=shape.stem)
 
 
 def _rank_batch(config: RunConfig, cluster: Cluster) -> int:

@@ -91,7 +91,7 @@ def _facts(model: ModelConfig, module: nn.Module, *, shapes: dict[str, tuple[int
     return ModelFacts(
         shapes=shapes,
         tables=position_tables(module),
-        patch_size=shape.patch_size,
+        kernel_side=shape.kernel_side,
         num_channels=shape.num_channels,
         resampling=resampling,
     )

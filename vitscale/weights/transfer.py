@@ -52,12 +52,13 @@ class InitFromConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What planning needs to know of a model: the shape of every tensor by name, which of them are tables of positions, how an image
-    is cut into patches, and the mode of resampling that is stored with it (None: none is)."""
+    """What planning needs to know of a model: the shape of every tensor by name, which of them are tables of positions, the side of
+    the kernel that patches are embedded with, in pixels or in positions of its stem's features, and the mode of resampling that is
+    stored with it (None: none is)."""
 
     shapes: Mapping[str, Shape]
     tables: Mapping[str, PositionTable]
-    patch_size: int
+    kernel_side: int
     num_channels: int
     resampling: PositionMode | None
 
@@ -157,8 +158,8 @@ def _special_row(row: Row, *, source: ModelFacts, target: ModelFacts, mode: Posi
     here, there = source.tables.get(row.name), target.tables.get(row.name)
     if here is not None and there is not None and here != there and can_fit(here, target=there, mode=mode):
         return _with(row, action="resampled", detail=describe_fit(here, target=there, mode=mode))
-    if row.name == PATCH_KERNEL and source.patch_size != target.patch_size:
-        return _with(row, action="resampled", detail=f"patch {source.patch_size} to {target.patch_size} pixels by PI-resize (FlexiViT)")
+    if row.name == PATCH_KERNEL and source.kernel_side != target.kernel_side and _kernel_channels(source) == _kernel_channels(target):
+        return _with(row, action="resampled", detail=f"patch side {source.kernel_side} to {target.kernel_side} by PI-resize (FlexiViT)")
     return None
 
 
@@ -206,6 +207,11 @@ def _problems(rows: list[Row], *, source: ModelFacts, target: ModelFacts, mode: 
             yield f"{row.name}: {_shown(row.source_shape)} in the source, {_shown(row.target_shape)} here"
 
 
+def _kernel_channels(model: ModelFacts) -> int:
+    """Channels that patches are cut from: those of the image, or of a stem's features."""
+    return model.shapes[PATCH_KERNEL][1] // model.kernel_side**2
+
+
 def _lacks_rule(name: str, *, source: ModelFacts, target: ModelFacts, mode: PositionMode) -> bool:
     here, there = source.tables.get(name), target.tables.get(name)
     return isinstance(here, OffsetTable) and isinstance(there, OffsetTable) and here != there and POSITION_MODES[mode].relative is None
@@ -223,7 +229,7 @@ def _refusal(config: InitFromConfig, problems: list[str]) -> str:
     more = [f"  ... and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
     head = " With init_from.head 'auto' a head that differs is replaced." if config.head == "keep" else ""
     remedy = (
-        "Give this model the width, depth, MLP width, channels and kind of positions of the source; image size, patch size,"
+        "Give this model the width, depth, MLP width, channels, stem and kind of positions of the source; image size, patch size,"
         f" class token and head may differ.{head}"
     )
     return "\n".join([f"init_from.path {config.path}: its weights do not fit this model ({count}):", *shown, *more, remedy])
@@ -241,8 +247,8 @@ def _transferred_value(row: Row, *, plan: TransferPlan, read: Callable[[str], Te
     if row.action == "loaded":
         return value
     if row.name == PATCH_KERNEL:
-        sides = {"source": source.patch_size, "target": target.patch_size}
-        return resample_patch_kernel(value, num_channels=source.num_channels, mode=plan.patch_kernel, **sides)
+        sides = {"source": source.kernel_side, "target": target.kernel_side}
+        return resample_patch_kernel(value, num_channels=_kernel_channels(source), mode=plan.patch_kernel, **sides)
     return fit_table(value, source=source.tables[row.name], target=target.tables[row.name], mode=plan.positions)
 
 
