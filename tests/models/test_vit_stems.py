@@ -140,3 +140,20 @@ def test_patches_are_cut_from_the_stems_features() -> None:
     vit = materialise(ViTConfig.model_validate({**CONVOLUTIONS, "patch_size": 8}).build(), seed=0)
     assert vit.patch_embed.weight.shape == (32, 16 * 2 * 2)
     assert vit(torch.randn(1, 2, 16, 24)).tokens_BND.shape == (1, 7, 32)
+
+
+@pytest.mark.parametrize("sizes", [ROOT, CONVOLUTIONS])
+def test_a_few_images_are_learned(sizes: dict) -> None:
+    model = ViTConfig.model_validate(sizes)
+    ours = random_classifier(model, num_classes=4)
+    image_BCHW = torch.randn(8, 2, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+    label_B = torch.arange(8) % 4
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = F.cross_entropy(ours._logits(image_BCHW, draws=None)[0], label_B)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.3 * losses[0]
