@@ -112,7 +112,7 @@ class HuggingFaceOracle:
         assert seen == {name for name, _ in self.model.named_parameters()}, "a parameter was left as it was drawn"
 
     def logits(self, image_BCHW: Tensor) -> Tensor:
-        return self.model(pixel_values=image_BCHW).logits
+        return self.model(pixel_values=image_BCHW, interpolate_pos_encoding=True).logits
 
     def gradient(self, name: str) -> Tensor:
         return torch.cat([self.model.get_parameter(target).grad for target in _hugging_face_names(name)])

@@ -32,12 +32,6 @@ def built(model: ViTConfig, *, seed: int = 0) -> ViT:
         (TimmOracle, {"pooling": "mean"}),
         (TimmOracle, {"layer_norm_eps": 1e-3}),
         (TimmOracle, {"pooling": "mean", "gelu": "tanh", "layer_norm_eps": 1e-12}),
-        (TimmOracle, {"pooling": "mean", "norm_place": "pooled", "class_token": True}),  # BEiT's and MAE's head
-        (TimmOracle, {"pooling": "map", "gelu": "tanh"}),  # SigLIP
-        (TimmOracle, {"distillation_token": True}),  # DeiT distilled
-        (TimmOracle, {"prefix_positions": False, "layer_scale": 0.1}),  # DeiT III
-        (TimmOracle, {"prefix_positions": False, "num_registers": 4, "layer_scale": 0.1}),  # DINOv2 with registers
-        (TimmOracle, {"mlp": "swiglu", "layer_scale": 0.1}),  # DINOv2's giant
         (TimmOracle, {"norm": "rms", "qk_norm": True, "qkv_bias": "none", "positions": "none"}),
         (TimmOracle, {"proj_bias": False, "mlp_bias": False, "mlp_norm": True}),
         (HuggingFaceOracle, {}),
