@@ -21,7 +21,7 @@ from vitscale.train.goodput_report import GoodputReport, read_goodput
 from vitscale.train.import_weights import Imported, import_weights
 from vitscale.train.loop import train_loop
 from vitscale.train.run_lock import Launch
-from vitscale.weights.names import Layout
+from vitscale.weights.targets import Format
 
 __all__ = [
     "AuditReport",
@@ -117,7 +117,7 @@ def evaluate(config: RunConfig, *, checkpoint: str | Path | None = None) -> dict
 def export(
     run: str | Path,
     *,
-    layout: Layout,
+    layout: Format,
     weights: Literal["model", "ema"] = "model",
     output: str | Path | None = None,
     tolerance: float = DEFAULT_TOLERANCE,

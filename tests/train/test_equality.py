@@ -12,8 +12,9 @@ from vitscale.models import ViTConfig
 from vitscale.objectives import SupervisedConfig
 from vitscale.train.equality import Comparison, Foreign, compare
 from vitscale.train.stored_model import StoredModel
+from vitscale.weights.forms import Sizes
 from vitscale.weights.installed import NotUsable
-from vitscale.weights.names import Sizes, plan_conversions
+from vitscale.weights.names import plan_conversions
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, num_heads=2, num_channels=1)
 STORED = StoredModel(model=MODEL, objective=SupervisedConfig(num_classes=4))
@@ -36,7 +37,6 @@ def foreign(*, shift: float = 0.0, library_shift: float | None = 0.0) -> Foreign
     return Foreign(
         layout="timm",
         model=MODEL,
-        has_head=True,
         shapes={name: tuple(value.shape) for name, value in state.items()},
         read=state.__getitem__,
         library="timm",

@@ -38,7 +38,7 @@ def our_logits(config: RunConfig, *, kind: str) -> torch.Tensor:
         return objective.predict({"image": IMAGES})
 
 
-@pytest.mark.parametrize(("positions", "pooling"), [("learned", "cls"), ("sincos2d_mae", "cls"), ("learned", "mean")])
+@pytest.mark.parametrize(("positions", "pooling"), [("learned", "cls"), ("sincos2d_mae", "mean")])
 def test_timm_creates_the_model_from_the_folder_and_gives_our_logits(tmp_path: Path, positions: str, pooling: str) -> None:
     config = trained(tmp_path, f"model.positions={positions}", f"model.pooling={pooling}", *TANH)
     exported = api.export(config.run_dir, layout="timm")
@@ -61,8 +61,7 @@ def test_transformers_loads_the_moving_average(tmp_path: Path) -> None:
     assert max(comparison.max_abs_delta for comparison in exported.comparisons) <= 1e-6
 
 
-@pytest.mark.parametrize("layout", ["vit_jax", "big_vision"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(("layout", "pooling"), [("vit_jax", "cls"), ("big_vision", "mean")])
 def test_google_files_of_a_run(tmp_path: Path, layout: str, pooling: str) -> None:
     config = trained(tmp_path, f"model.pooling={pooling}", *TANH)
     exported = api.export(config.run_dir, layout=layout)  # type: ignore[arg-type]
@@ -104,7 +103,7 @@ def test_an_export_can_be_made_again_and_replaces_the_older_one(tmp_path: Path) 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     config = trained(tmp_path, "objective.pre_logits=8")
-    with pytest.raises(CheckpointError, match=r"head\.pre_logits"):
+    with pytest.raises(CheckpointError, match=r"objective\.pre_logits"):
         api.export(config.run_dir, layout="timm")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         api.export(tmp_path / "never", layout="timm")

@@ -101,7 +101,7 @@ def test_hugging_face_folders_give_their_logits(tmp_path: Path, hidden_act: str,
     folder = write_hugging_face(tmp_path / "hf", hidden_act=hidden_act, layer_norm_eps=eps)
     imported = import_weights(folder, tmp_path / "out")
     assert imported.model["model"]["layer_norm_eps"] == eps
-    assert set(deltas(imported)) == {"the formulas of hf", "transformers"}
+    assert set(deltas(imported)) == {"the formulas of hf_vit", "transformers"}
     assert max(deltas(imported).values()) <= 1e-6
 
 
@@ -118,20 +118,6 @@ def test_maes_encoder_is_taken_without_its_decoder(tmp_path: Path) -> None:
     assert set(imported.set_aside) == {"mask_token", "decoder_embed.weight"}
     assert imported.model["model"]["image_mean"] == [0.485, 0.456, 0.406]
     assert imported.model["model"]["resampling"] == "mae"
-
-
-@pytest.mark.parametrize("layout", ["timm", "hf", "vit_jax", "big_vision"])
-def test_a_round_trip_is_the_identity(tmp_path: Path, layout: str) -> None:
-    """From a file that has no position of its own for the class token, which big_vision has no place for."""
-    arrays = google_arrays(big_vision=True, class_row=False)
-    import_weights(write_npz(tmp_path / "weights.npz", arrays, prefix="params/"), tmp_path / "first")
-    exported = api.export(tmp_path / "first", layout=layout)  # type: ignore[arg-type]
-    heads = [HEADS, "model.gelu=tanh"] if layout == "timm" else []
-    source = exported.folder if layout in ("timm", "hf") else exported.folder / "model.npz"
-    import_weights(source, tmp_path / "second", overrides=heads)
-    first, second = tensors(tmp_path / "first"), tensors(tmp_path / "second")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_the_bytes_of_a_google_file_come_back(tmp_path: Path) -> None:

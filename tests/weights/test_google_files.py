@@ -20,16 +20,17 @@ def test_every_size_is_read_off_the_shapes() -> None:
     found = described(google_arrays(pre_logits=16))
     sizes = {"num_channels": 3, "patch_size": 4, "width": 32, "depth": 2, "num_heads": 4, "mlp_width": 48, "image_size": 12}
     assert found.model == {
-        "kind": "vit", **sizes, "gelu": "tanh", "layer_norm_eps": 1e-6, "pooling": "cls", "image_mean": [0.5], "image_std": [0.5]
+        "kind": "vit", **sizes, "gelu": "tanh", "layer_norm_eps": 1e-6, "pooling": "cls", "prefix_positions": True,
+        "image_mean": [0.5], "image_std": [0.5],
     }  # fmt: skip
     assert found.head == {"num_classes": 5, "pre_logits": 16}
-    assert (found.layout, found.positions, found.class_position) == ("vit_jax", "google", "own")
+    assert (found.layout, found.positions, found.class_row) == ("vit_jax", "google", True)
 
 
-@pytest.mark.parametrize(("class_row", "expected"), [(True, "own"), (False, "none")])
-def test_whether_the_class_token_has_a_position_is_counted(class_row: bool, expected: str) -> None:
+@pytest.mark.parametrize("class_row", [True, False])
+def test_whether_the_class_token_has_a_position_is_counted(class_row: bool) -> None:
     found = described(google_arrays(big_vision=True, class_row=class_row))
-    assert (found.layout, found.class_position, found.model["image_size"]) == ("big_vision", expected, 12)
+    assert (found.layout, found.class_row, found.model["image_size"]) == ("big_vision", class_row, 12)
 
 
 def test_without_a_table_positions_are_fixed_and_the_image_size_unknown() -> None:

@@ -27,7 +27,9 @@ def test_names_in_memory_become_names_on_disk() -> None:
         "vit.layers.3.layernorm_before.bias": "vit.encoder.layer.3.layernorm_before.bias",
         "classifier.bias": "classifier.bias",
     }
-    entries = HF.entries(dict.fromkeys(names, (1,)))
+    kernel = "vit.embeddings.patch_embeddings.projection.weight"
+    entries = HF.entries(dict.fromkeys([*names, kernel], (1,)))
+    assert entries.pop(kernel).source == kernel
     assert {entry.source: name for name, entry in entries.items()} == names
 
 
@@ -52,4 +54,17 @@ def test_what_is_no_vit_is_refused() -> None:
     with pytest.raises(CheckpointError, match="activation 'relu'"):
         described(hidden_act="relu")
     with pytest.raises(CheckpointError, match=r"config\.json: give the folder"):
-        HF.describe({}, settings={}, where="w")
+        HF.describe(SHAPES, settings={}, where="w")
+    with pytest.raises(CheckpointError, match="type 'vit', and the tensors have the names of 'dinov2'"):
+        HF.describe({"dinov2.embeddings.patch_embeddings.projection.weight": (1,)}, settings={"config.json": CONFIG}, where="w")
+
+
+def test_a_bare_model_is_known_by_what_is_its_own() -> None:
+    kernel = "embeddings.patch_embeddings.projection.weight"
+    for root, own in {
+        "vit": "encoder.layer.0.layernorm_before.bias",
+        "deit": "embeddings.distillation_token",
+        "dinov2": "encoder.layer.0.layer_scale1.lambda1",
+        "dinov2_with_registers": "embeddings.register_tokens",
+    }.items():
+        assert set(HF.entries({kernel: (1,), own: (1,)})) == {f"{root}.{kernel}", f"{root}.{own}"}

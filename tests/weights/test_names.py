@@ -1,7 +1,5 @@
 """Names: the tables of all layouts, which tests/train/test_export.py and test_import_weights.py run against the projects themselves."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,9 +8,12 @@ from tests.weights.foreign import torch_state
 from vitscale.config import CheckpointError
 from vitscale.models import ViTConfig
 from vitscale.objectives.supervised import SupervisedConfig
-from vitscale.weights.names import Conversion, Layout, Sizes, layouts_for, plan_conversions, split_block
+from vitscale.weights.forms import Sizes
+from vitscale.weights.names import Conversion, plan_conversions, split_block
+from vitscale.weights.rules import Layout
 
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+LAYOUTS: tuple[Layout, ...] = ("timm", "hf_vit", "vit_jax", "big_vision")
+"""Those of a plain ViT; the others hold what it does not have, see tests/train/test_weight_families.py."""
 MODEL = ViTConfig(image_size=12, patch_size=4, width=32, depth=12, num_heads=4, mlp_width=48)
 SIZES = Sizes(num_channels=3, num_heads=4)
 
@@ -45,8 +46,9 @@ def test_there_and_back_is_the_identity(layout: Layout) -> None:
 def test_what_is_called_in_order_is_in_order(layout: Layout) -> None:
     for conversion in plan_conversions(shapes(), layout=layout, sizes=SIZES):
         if conversion.form.in_order:
-            (ours,) = values(conversion)
-            assert torch.equal(torch.cat([value.flatten() for value in conversion.to_theirs([ours]).values()]), ours.flatten())
+            ours = values(conversion)
+            theirs = conversion.to_theirs(ours).values()
+            assert torch.equal(torch.cat([value.flatten() for value in theirs]), torch.cat([value.flatten() for value in ours]))
 
 
 def test_timms_names_and_shapes_are_timms() -> None:
@@ -55,24 +57,31 @@ def test_timms_names_and_shapes_are_timms() -> None:
     assert two_blocks == {name: tuple(value.shape) for name, value in torch_state().items()}
 
 
-def test_a_class_token_without_a_position_gets_a_row_of_zeros() -> None:
-    sizes = Sizes(num_channels=3, num_heads=4, class_position="none")
-    conversion = next(c for c in plan_conversions(shapes(), layout="big_vision", sizes=sizes) if "cls" in c.theirs)
+def test_a_row_of_the_class_token_moves_between_table_and_token() -> None:
     token, table = torch.randn(1, 1, 32), torch.randn(1, 9, 32)
-    ours = conversion.to_ours([token, table])
-    assert torch.equal(ours["backbone.cls_token"], token)
-    assert torch.equal(ours["backbone.pos_embed"], torch.cat([torch.zeros(1, 1, 32), table], dim=1))
-    whole = torch.randn(1, 10, 32)
-    assert torch.equal(conversion.to_theirs([token, whole])["cls"], token + whole[:, :1])
+    whole = torch.cat([torch.zeros(1, 1, 32), table], dim=1)
+    for own_row, their_row, given, expected in ((True, False, whole, table), (False, True, table, whole)):
+        sizes = Sizes(num_channels=3, num_heads=4, own_row=own_row, their_row=their_row)
+        names = {"backbone.cls_token": (1, 1, 32), "backbone.pos_embed": tuple(given.shape)}
+        (conversion,) = plan_conversions(names, layout="big_vision", sizes=sizes)
+        assert conversion.theirs["pos_embedding"] == tuple(expected.shape)
+        assert torch.equal(conversion.to_theirs([token, given])["pos_embedding"], expected)
+        assert torch.equal(conversion.to_ours([token, expected])["backbone.pos_embed"], given)
+    own = torch.randn(1, 10, 32)
+    folded = plan_conversions(
+        {"backbone.cls_token": (1, 1, 32), "backbone.pos_embed": (1, 10, 32)},
+        layout="timm",
+        sizes=Sizes(num_channels=3, num_heads=4, their_row=False),
+    )[0].to_theirs([token, own])
+    assert torch.equal(folded["cls_token"], token + own[:, :1])
 
 
-def test_what_a_layout_has_no_place_for_is_named_with_the_layouts_that_have() -> None:
-    with pytest.raises(CheckpointError, match=r"timm has no place for head\.pre_logits\.weight, .*\(vit_jax, big_vision\)"):
+def test_what_a_layout_has_no_place_for_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"timm has no place for head\.pre_logits\.weight, head\.pre_logits\.bias"):
         plan_conversions(shapes(pre_logits=8), layout="timm", sizes=SIZES)
     unknown = {f"backbone.blocks.{block}.ls1.gamma": (32,) for block in range(7)}
-    with pytest.raises(CheckpointError, match=r"ls1\.gamma and 2 more; .*none does"):
-        plan_conversions(unknown, layout="hf", sizes=SIZES)
-    assert layouts_for(["head.fc.weight"]) == list(LAYOUTS)
+    with pytest.raises(CheckpointError, match=r"ls1\.gamma and 2 more"):
+        plan_conversions(unknown, layout="hf_vit", sizes=SIZES)
 
 
 def test_blocks_are_told_apart_from_other_numbers() -> None:

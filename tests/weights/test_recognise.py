@@ -58,8 +58,8 @@ def test_other_architectures_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none of vit_jax's.*relative positions, such as Swin"):
         safetensors(tmp_path / "w.safetensors", state)
     assert (
-        explain_names(["blocks.0.ls1.gamma", "register_tokens"])
-        == " (it looks like a model with layer scale and a model with register tokens)"
+        explain_names(["ln_pre.weight", "blocks.0.cpb_mlp.0.weight"])
+        == " (it looks like a tower of CLIP, with a norm before the blocks and a Swin V2)"
     )
     assert explain_names(torch_state()) == ""
     assert explain_names(google_arrays(pre_logits=8)) == ""

@@ -10,8 +10,8 @@ from tests.weights import foreign
 from tests.weights.foreign import google_arrays, torch_state, write_hugging_face, write_npz
 from vitscale.models import ViTConfig
 from vitscale.weights.installed import timm_with_npz, timm_with_state, transformers_from_folder
-from vitscale.weights.names import Layout
 from vitscale.weights.reference import ReferenceSettings, reference_output
+from vitscale.weights.rules import Layout
 
 IMAGE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 TOLERANCE = 1e-6
@@ -35,15 +35,15 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_timms_logits(pooling: str) -> None:
     state = torch_state(pooling=pooling)
-    theirs = timm_with_state(model(pooling=pooling), state=state, num_classes=foreign.CLASSES)(IMAGE)
-    assert_same(reference_output(IMAGE, settings=settings("timm"), names=state, read=state.__getitem__), theirs)
+    theirs = timm_with_state(model(pooling=pooling), state=state, num_classes=foreign.CLASSES, class_row=True)(IMAGE)
+    assert_same(reference_output(IMAGE, settings=settings("timm", pooling=pooling), names=state, read=state.__getitem__), theirs)
 
 
 def test_transformers_logits(tmp_path: Path) -> None:
     folder = write_hugging_face(tmp_path / "hf", hidden_act="gelu_new", layer_norm_eps=1e-3)
     state = load_file(folder / "model.safetensors")
-    ours = reference_output(IMAGE, settings=settings("hf", gelu="tanh", layer_norm_eps=1e-3), names=state, read=state.__getitem__)
-    assert_same(ours, transformers_from_folder(folder)(IMAGE))
+    ours = reference_output(IMAGE, settings=settings("hf_vit", gelu="tanh", layer_norm_eps=1e-3), names=state, read=state.__getitem__)
+    assert_same(ours, transformers_from_folder(folder, pooling="cls", has_head=True)(IMAGE))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,9 @@ def test_timm_reads_googles_files_the_same(tmp_path: Path, big_vision: bool, poo
     path = write_npz(tmp_path / "w.npz", arrays, prefix="params/" if big_vision else "")
     theirs = timm_with_npz(model(gelu="tanh", pooling=pooling), path=path, num_classes=foreign.CLASSES, class_row=class_row)(IMAGE)
     layout: Layout = "big_vision" if big_vision else "vit_jax"
-    ours = reference_output(IMAGE, settings=settings(layout, gelu="tanh"), names=arrays, read=lambda name: torch.from_numpy(arrays[name]))
+    ours = reference_output(
+        IMAGE, settings=settings(layout, gelu="tanh", pooling=pooling), names=arrays, read=lambda name: torch.from_numpy(arrays[name])
+    )
     assert_same(ours, theirs)
 
 

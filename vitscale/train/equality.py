@@ -14,9 +14,10 @@ from vitscale.dist.seeding import counter_key
 from vitscale.models import ViTConfig
 from vitscale.nn.preprocess import Normaliser
 from vitscale.train.stored_model import StoredModel, streamed_output
+from vitscale.weights.forms import Shape
 from vitscale.weights.installed import NotUsable
-from vitscale.weights.names import Layout, Shape
 from vitscale.weights.reference import ReferenceSettings, reference_output
+from vitscale.weights.rules import Layout
 
 DEFAULT_TOLERANCE = 1e-5
 """Largest difference of two logits, as a share of the largest logit where that is above 1: fp32 sums in another order differ by
@@ -30,11 +31,11 @@ _COPIES = 3
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
     """The weights in another project's layout: names and shapes, how to read one, the model as that project computes it, and its
-    own library's loader with what to call it. `load` gives a function from normalised images to logits, and raises `NotUsable`."""
+    own library's loader with what to call it. `load` gives a function from normalised images to logits, or to pooled features of a
+    model without a head, and raises `NotUsable`."""
 
     layout: Layout
     model: ViTConfig
-    has_head: bool
     shapes: dict[str, Shape]
     read: Callable[[str], Tensor]
     library: str
@@ -79,6 +80,7 @@ def compare(
         num_heads=model.shape.num_heads,
         gelu=model.gelu,
         layer_norm_eps=model.layer_norm_eps,
+        pooling=model.pooling,
     )
     with torch.inference_mode():
         theirs = reference_output(normalised_BCHW, settings=settings, names=foreign.shapes, read=foreign.read)
@@ -96,8 +98,6 @@ def compare(
 
 def _with_library(foreign: Foreign, *, ours: Tensor, image_BCHW: Tensor, max_memory_bytes: int, where: str) -> Comparison:
     needed = _COPIES * 4 * sum(math.prod(shape) for shape in foreign.shapes.values())
-    if not foreign.has_head:
-        return Comparison(against=foreign.library, skipped="it compares logits, and this model has no head")
     if needed > max_memory_bytes:
         why = f"loading the model takes about {needed / 2**30:.2f} GiB, more than --max-memory"
         return Comparison(against=foreign.library, skipped=why)

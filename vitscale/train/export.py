@@ -1,7 +1,8 @@
 """A checkpoint's weights as another project loads them: timm, Hugging Face transformers, vit_jax or big_vision, compared and described."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,14 @@ from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, comp
 from vitscale.train.model_card import model_card
 from vitscale.train.staging import staged_folder
 from vitscale.train.stored_model import StoredModel, check_fits, read_stored_model
+from vitscale.weights.companions import companion_files
 from vitscale.weights.containers import write_npz, write_safetensors
+from vitscale.weights.forms import Shape
 from vitscale.weights.installed import timm_from_folder, timm_with_npz, transformers_from_folder
-from vitscale.weights.names import POSITIONS, ClassPosition, Conversion, Layout, Shape, Sizes, plan_conversions
-from vitscale.weights.plain import companion_files, plain_vit, project_form
+from vitscale.weights.names import Conversion, plan_conversions
+from vitscale.weights.rules import POSITIONS, Layout
 from vitscale.weights.sources import open_source
+from vitscale.weights.targets import Format, choose_layout, has_class_row, project_form, sizes_of
 
 DEFAULT_MAX_MEMORY_BYTES = 4 << 30
 
@@ -37,9 +41,11 @@ _CHUNK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The folder that was written, how many tensors of how many bytes are in it, and what its outputs were compared with."""
+    """The folder that was written, in which layout, how many tensors of how many bytes are in it, and what its outputs were compared
+    with."""
 
     folder: Path
+    layout: Layout
     num_tensors: int
     num_bytes: int
     comparisons: tuple[Comparison, ...]
@@ -48,7 +54,7 @@ class Exported:
 def export_checkpoint(
     run: Path,
     *,
-    layout: Layout,
+    layout: Format,
     kind: Kind = "weight",
     output: Path | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -64,36 +70,40 @@ def export_checkpoint(
     """
     reader = CheckpointReader(resolve_checkpoint(run))
     stored = read_stored_model(reader)
-    model = plain_vit(stored.model, layout=layout, where=str(reader.path))
+    chosen, model = choose_layout(
+        stored.model, target=layout, num_classes=stored.num_classes, has_pre_logits=stored.has_pre_logits, where=str(reader.path)
+    )
     weights = _Weights(reader, stored=stored, model=model, kind=kind)
-    conversions = plan_conversions(weights.shapes, layout=layout, sizes=_sizes(model, layout=layout))
+    class_row = has_class_row(model, layout=chosen)
+    conversions = plan_conversions(weights.shapes, layout=chosen, sizes=sizes_of(model, their_row=class_row))
     _check_memory(conversions, max_memory_bytes=max_memory_bytes)
     folder = output if output is not None else _home(reader.path) / "export" / layout
-    companions = companion_files(model, layout=layout, num_classes=stored.num_classes)
+    companions = companion_files(model, layout=chosen, num_classes=stored.num_classes)
     shapes = {name: shape for conversion in conversions for name, shape in conversion.theirs.items()}
-    file_name = "model.npz" if layout in ("vit_jax", "big_vision") else "model.safetensors"
+    file_name = "model.npz" if chosen in ("vit_jax", "big_vision") else "model.safetensors"
     with staged_folder(folder, replaceable=(file_name, _CARD, *companions)) as partial_folder:
         _write_weights(
             partial_folder / file_name,
             conversions=conversions,
             weights=weights,
             metadata=_metadata(model, reader, kind=kind),
-            prefix=_PREFIXES.get(layout, ""),
+            prefix=_PREFIXES.get(chosen, ""),
         )
         for name, values in companions.items():
             write_durably(partial_folder / name, (json.dumps(values, indent=2) + "\n").encode())
         comparisons = compare(
             stored,
             read=weights.read,
-            foreign=_written(partial_folder / file_name, layout=layout, model=model, num_classes=stored.num_classes),
+            foreign=_written(partial_folder / file_name, layout=chosen, model=model, num_classes=stored.num_classes),
             max_memory_bytes=max_memory_bytes,
             tolerance=tolerance,
             where=str(folder),
         )
-        card = model_card(reader, kind=kind, layout=layout, comparisons=comparisons)
+        card = model_card(reader, kind=kind, layout=chosen, comparisons=comparisons)
         write_durably(partial_folder / _CARD, card.encode())
     return Exported(
         folder=folder,
+        layout=chosen,
         num_tensors=len(shapes),
         num_bytes=(folder / file_name).stat().st_size,
         comparisons=comparisons,
@@ -134,13 +144,6 @@ def _fixed_positions(model: ViTConfig) -> dict[str, Tensor]:
     return {POSITIONS: table}
 
 
-def _sizes(model: ViTConfig, *, layout: Layout) -> Sizes:
-    shape = model.shape
-    # big_vision adds positions before the class token comes in front, which so has none of its own.
-    class_position: ClassPosition = "none" if layout == "big_vision" and shape.class_token else "own"
-    return Sizes(num_channels=shape.num_channels, num_heads=shape.num_heads, class_position=class_position)
-
-
 def _check_memory(conversions: list[Conversion], *, max_memory_bytes: int) -> None:
     """What cannot be passed on in pieces, or is run, is held whole: the largest such, in two forms."""
     needed = max(2 * 4 * conversion.num_elements for conversion in conversions) / 2**20
@@ -156,7 +159,6 @@ def _write_weights(path: Path, *, conversions: list[Conversion], weights: _Weigh
         write_npz(path, groups=(c.to_theirs([weights.read(name) for name in c.ours]) for c in conversions), prefix=prefix)
         return
     owners = {name: conversion for conversion in conversions for name in conversion.theirs}
-    assert all(conversion.form.in_order for conversion in conversions), "safetensors layouts keep the order of elements"
     with path.open("xb") as file:
         stream = DurableStream(file)
         write_safetensors(
@@ -169,34 +171,42 @@ def _write_weights(path: Path, *, conversions: list[Conversion], weights: _Weigh
 
 
 def _slice_of(conversion: Conversion, name: str, *, weights: _Weights) -> Iterator[Tensor]:
-    """The elements of one of their tensors, as they lie in ours."""
-    (ours,) = conversion.ours
-    skipped = 0
+    """The elements of one of their tensors: as they lie in ours, a piece at a time, or converted whole."""
+    if not conversion.form.in_order:
+        yield conversion.to_theirs([weights.read(ours) for ours in conversion.ours])[name]
+        return
+    start = 0
     for their_name, shape in conversion.theirs.items():
+        stop = start + math.prod(shape)
         if their_name == name:
-            yield from weights.pieces(ours, start=skipped, stop=skipped + torch.Size(shape).numel())
-        skipped += torch.Size(shape).numel()
+            break
+        start = stop
+    offset = 0
+    for ours, shape in conversion.ours.items():
+        size = math.prod(shape)
+        first, last = max(start - offset, 0), min(stop - offset, size)
+        if first < last:
+            yield from weights.pieces(ours, start=first, stop=last)
+        offset += size
 
 
 def _written(path: Path, *, layout: Layout, model: ViTConfig, num_classes: int) -> Foreign:
     source = open_source(path, files=(path,), container="npz" if path.suffix == ".npz" else "safetensors")
     prefix = _PREFIXES.get(layout, "")
     computed = project_form(model, layout=layout)
-    from_npz = partial(timm_with_npz, computed, path=path, num_classes=num_classes, class_row=layout == "vit_jax")
-    load: dict[Layout, Callable[[], Callable[[Tensor], Tensor]]] = {
+    class_row = has_class_row(model, layout=layout)
+    load = {
+        ".npz": partial(timm_with_npz, computed, path=path, num_classes=num_classes, class_row=class_row),
         "timm": partial(timm_from_folder, path.parent),
-        "hf": partial(transformers_from_folder, path.parent),
-        "vit_jax": from_npz,
-        "big_vision": from_npz,
-    }
+        "hf": partial(transformers_from_folder, path.parent, pooling=model.pooling, has_head=num_classes > 0),
+    }[path.suffix if path.suffix == ".npz" else layout.partition("_")[0]]
     return Foreign(
         layout=layout,
         model=computed,
-        has_head=num_classes > 0,
         shapes={name.removeprefix(prefix): shape for name, shape in source.shapes.items()},
         read=lambda name: source.read(f"{prefix}{name}"),
-        library="transformers" if layout == "hf" else "timm",
-        load=load[layout],
+        library="transformers" if layout.startswith("hf_") else "timm",
+        load=load,
     )
 
 

@@ -21,17 +21,19 @@ from vitscale.checkpoint.manifest import FileEntry
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, UsageError, apply_overrides, decode, dump_yaml
 from vitscale.models import ViTConfig
+from vitscale.nn.pooling import Pooling
 from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare
 from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES
 from vitscale.train.staging import staged_folder
 from vitscale.train.stored_model import StoredModel
-from vitscale.weights.installed import NotUsable, timm_with_npz, timm_with_state, transformers_from_folder
+from vitscale.weights.installed import NotUsable, Run, timm_with_npz, timm_with_state, transformers_from_folder
 from vitscale.weights.mismatch import refuse_mismatch
-from vitscale.weights.names import Conversion, Layout, Sizes, plan_conversions
+from vitscale.weights.names import Conversion, plan_conversions
 from vitscale.weights.pickled import convert_pickle
-from vitscale.weights.plain import plain_vit, project_form
 from vitscale.weights.recognise import Recognised, explain_names, recognise
+from vitscale.weights.rules import Layout
 from vitscale.weights.sources import WeightSource, find_weight_files, open_source, recognise_container
+from vitscale.weights.targets import check_layout, project_form, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def import_weights(
         found = recognise(opened, drop=drop)
         values = _sections(found, overrides=overrides, where=str(source))
         stored = decode(StoredModel, values=values, source=str(source))
-        model = plain_vit(stored.model, layout=found.described.layout, where=str(source))
+        model = check_layout(stored.model, layout=found.described.layout, num_classes=stored.num_classes, where=str(source))
         conversions = _conversions(found, stored=stored, model=model, where=str(source))
         with staged_folder(output) as partial_folder:
             checkpoint = _write_checkpoint(
@@ -136,8 +138,7 @@ def _conversions(found: Recognised, *, stored: StoredModel, model: ViTConfig, wh
     """How the file's tensors become ours. Raises `CheckpointError` where they are not exactly those of the model."""
     with torch.device("meta"):
         shapes = {name: tuple(parameter.shape) for name, parameter in stored.build().named_parameters()}
-    shape = model.shape
-    sizes = Sizes(num_channels=shape.num_channels, num_heads=shape.num_heads, class_position=found.described.class_position)
+    sizes = sizes_of(model, their_row=found.described.class_row)
     conversions = plan_conversions(shapes, layout=found.described.layout, sizes=sizes)
     expected = {name: their_shape for conversion in conversions for name, their_shape in conversion.theirs.items()}
     refuse_mismatch(expected=expected, found=found.shapes, where=where, hint=explain_names(found.shapes))
@@ -210,24 +211,28 @@ def _content(stored: StoredModel, *, found: Recognised, source: Path) -> SaveCon
 def _foreign(opened: WeightSource, *, found: Recognised, model: ViTConfig, num_classes: int) -> Foreign:
     layout = found.described.layout
     computed = project_form(model, layout=layout)
-    load: dict[Layout, Callable[[], Callable[[Tensor], Tensor]]] = {
-        "timm": lambda: timm_with_state(computed, state={name: found.read(name) for name in found.shapes}, num_classes=num_classes),
-        "hf": partial(_transformers, opened),
-    }
-    class_row = found.described.class_position == "own"
-    from_npz = partial(timm_with_npz, computed, path=opened.files[0], num_classes=num_classes, class_row=class_row)
+    class_row = found.described.class_row
+    load: Callable[[], Run] = partial(timm_with_npz, computed, path=opened.files[0], num_classes=num_classes, class_row=class_row)
+    if layout == "timm":
+        load = partial(_timm, found, model=computed, num_classes=num_classes)
+    elif layout.startswith("hf_"):
+        load = partial(_transformers, opened, pooling=model.pooling, has_head=num_classes > 0)
     return Foreign(
         layout=layout,
         model=computed,
-        has_head=num_classes > 0,
         shapes=dict(found.shapes),
         read=found.read,
-        library="transformers" if layout == "hf" else "timm",
-        load=load.get(layout, from_npz),
+        library="transformers" if layout.startswith("hf_") else "timm",
+        load=load,
     )
 
 
-def _transformers(opened: WeightSource) -> Callable[[Tensor], Tensor]:
+def _timm(found: Recognised, *, model: ViTConfig, num_classes: int) -> Run:
+    state = {name: found.read(name) for name in found.shapes}
+    return timm_with_state(model, state=state, num_classes=num_classes, class_row=found.described.class_row)
+
+
+def _transformers(opened: WeightSource, *, pooling: Pooling, has_head: bool) -> Run:
     if opened.files[0].parent != opened.path:
         raise NotUsable("its file is a pickle, which it would load in this process")
-    return transformers_from_folder(opened.path)
+    return transformers_from_folder(opened.path, pooling=pooling, has_head=has_head)

@@ -12,11 +12,11 @@ from vitscale.train.equality import Comparison
 from vitscale.train.goodput_report import read_goodput
 from vitscale.train.goodput_text import duration
 from vitscale.train.run_dir import RunDirectory
-from vitscale.weights.names import Layout
+from vitscale.weights.rules import Layout
 
-_LOADING: dict[Layout, str] = {
+_LOADING: dict[str, str] = {
     "timm": 'timm.create_model("local-dir:FOLDER", pretrained=True)',
-    "hf": 'transformers.ViTForImageClassification.from_pretrained("FOLDER")',
+    "hf": 'transformers.AutoModelForImageClassification.from_pretrained("FOLDER")',
     "vit_jax": 'numpy.load("model.npz"), with the names of google-research/vision_transformer',
     "big_vision": 'numpy.load("model.npz"), with the names of google-research/big_vision',
 }
@@ -28,7 +28,7 @@ def model_card(reader: CheckpointReader, *, kind: Kind, layout: Layout, comparis
     folder = reader.path.parent.parent if reader.path.parent.name == "checkpoints" else None
     lines = [f"# {folder.name if folder else reader.path.name}", ""]
     lines += [f"A Vision Transformer, {_KINDS[kind]} after step {reader.manifest.step}, written by vitscale.", ""]
-    lines += ["    " + _LOADING[layout], ""]
+    lines += ["    " + _LOADING["hf" if layout.startswith("hf_") else layout], ""]
     lines += ["## Compared", "", *(f"- {comparison.describe()}" for comparison in comparisons), ""]
     lines += ["## Data", "", *_data(reader.state), ""]
     if folder is not None:

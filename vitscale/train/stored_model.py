@@ -28,6 +28,11 @@ class StoredModel(Config):
         """Outputs of the head; 0 without one."""
         return 0 if self.objective is None else self.objective.num_classes
 
+    @property
+    def has_pre_logits(self) -> bool:
+        """Whether a layer comes before the head."""
+        return self.objective is not None and self.objective.pre_logits is not None
+
     def build(self) -> nn.Module:
         """The objective, or without one a module that has the backbone only, on the current default device."""
         backbone = self.model.build()

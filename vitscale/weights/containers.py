@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 from torch import Tensor
 
-from vitscale.weights.names import Shape
+from vitscale.weights.forms import Shape
 
 Write = Callable[[bytes | memoryview], None]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from vitscale.config import CheckpointError
 from vitscale.nn.resample import PositionMode
-from vitscale.weights.names import ClassPosition, Layout, Shape
+from vitscale.weights.forms import Shape
+from vitscale.weights.rules import Layout
 
 Settings = Mapping[str, dict[str, Any]]
 """The JSON files that lie beside the weights, by name."""
@@ -26,13 +27,15 @@ class Entry:
 class Described:
     """A foreign model in our terms. `model` and `head` are values of the sections of a run's YAML for the backbone and the
     objective (no head: None), as far as the file tells. `assumed` are sentences on what it does not tell. `positions` is how
-    its authors resample tables of positions."""
+    its authors resample tables of positions, `class_row` whether its table has a row for the class token. `set_aside` are patterns of
+    names that are no part of the model."""
 
     layout: Layout
     model: dict[str, Any]
     head: dict[str, Any] | None
     positions: PositionMode
-    class_position: ClassPosition = "own"
+    class_row: bool = True
+    set_aside: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from vitscale.config import CheckpointError
 from vitscale.weights.family import Described, Entry, Family, count_blocks, image_side, is_square, shape_of
-from vitscale.weights.names import Layout, Shape
+from vitscale.weights.forms import Shape
+from vitscale.weights.rules import Layout
 
 _KERNEL = "embedding/kernel"
 _PREFIXES = ("opt/target/", "params/img/", "params/", "")
@@ -62,7 +63,8 @@ def _describe(shapes: Mapping[str, Shape], *, settings: object, where: str) -> D
         "mlp_width": dense[1],
         "gelu": "tanh",
         "layer_norm_eps": 1e-6,
-        "pooling": "cls" if "cls" in shapes else "mean",
+        "pooling": _pooling(shapes),
+        "prefix_positions": True,
         "image_mean": [0.5],
         "image_std": [0.5],
     }
@@ -73,20 +75,27 @@ def _describe(shapes: Mapping[str, Shape], *, settings: object, where: str) -> D
     table = next((name for name in _TABLES.values() if name in shapes), None)
     if table is None:
         # A fixed table is no parameter, so the file has none, and with it goes the size of the images.
-        model |= {"positions": "sincos2d_big_vision"}
+        model["positions"] = "sincos2d_big_vision"
         assumed.append("no table of positions: they are sines and cosines, as big_vision's sincos2d")
-        return Described(layout=layout, model=model, head=head, positions="google", class_position="none", assumed=tuple(assumed))
+        return Described(layout=layout, model=model, head=head, positions="google", assumed=tuple(assumed))
     num_tokens = shape_of(shapes, table, num_dims=3, where=where)[1]
     has_own_row = "cls" in shapes and is_square(num_tokens - 1)
+    model["prefix_positions"] = has_own_row or "cls" not in shapes
     model["image_size"] = image_side(num_tokens - int(has_own_row), patch_size=patch_size, where=where)
     return Described(
         layout=layout,
         model=model,
         head=head,
         positions="google",
-        class_position="own" if has_own_row or "cls" not in shapes else "none",
+        class_row=model["prefix_positions"],
         assumed=tuple(assumed),
     )
+
+
+def _pooling(shapes: Mapping[str, Shape]) -> str:
+    if "MAPHead_0/probe" in shapes:
+        return "map"
+    return "cls" if "cls" in shapes else "mean"
 
 
 _VIT_JAX_MODULES = ("MultiHeadDotProductAttention_1", "MlpBlock_3")

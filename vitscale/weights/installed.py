@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.models import ViTConfig
+from vitscale.nn.pooling import Pooling
+from vitscale.weights.companions import timm_arguments
 
 Library = Literal["timm", "transformers"]
+Run = Callable[[Tensor], Tensor]
+"""Normalised images (B, C, H, W) to logits, or to pooled features of a model without a head."""
 
 
 class NotUsable(Exception):
@@ -32,32 +36,22 @@ def load_library(name: Library) -> ModuleType:
         raise NotUsable(f"{name} cannot be imported ({str(error).splitlines()[0]})") from None
 
 
-def timm_arguments(model: ViTConfig) -> dict[str, Any]:
-    """What timm's `VisionTransformer` is built with to compute what `model` does; values of JSON only."""
-    shape = model.shape
-    return {
-        "img_size": shape.image_size,
-        "patch_size": shape.patch_size,
-        "in_chans": shape.num_channels,
-        "embed_dim": shape.width,
-        "depth": shape.depth,
-        "num_heads": shape.num_heads,
-        "mlp_ratio": (shape.mlp_width + 0.5) / shape.width,  # timm cuts the product off to a whole number
-        "class_token": shape.class_token,
-        "global_pool": "token" if shape.class_token else "avg",
-        "fc_norm": False,
-        "act_layer": "gelu" if model.gelu == "exact" else "gelu_tanh",
-    }
+def timm_with_state(model: ViTConfig, *, state: Mapping[str, Tensor], num_classes: int, class_row: bool) -> Run:
+    """timm's model with tensors of its names. `class_row` says whether the table of positions has a row for the class token.
 
-
-def timm_with_state(model: ViTConfig, *, state: Mapping[str, Tensor], num_classes: int) -> Callable[[Tensor], Tensor]:
-    """timm's model with tensors of its names. Raises `NotUsable`."""
-    module = _timm_model(model, num_classes=num_classes, class_row=not _lacks_class_row(model, state))
-    module.load_state_dict(dict(state))
+    Raises `NotUsable`.
+    """
+    tensors = dict(state)
+    if class_row and model.num_registers:
+        # timm's register tokens have rows where the class token has one; the sum is the same with the row in the token.
+        tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+        tensors["pos_embed"], class_row = tensors["pos_embed"][:, 1:], False
+    module = _timm_model(model, num_classes=num_classes, class_row=class_row)
+    module.load_state_dict(tensors)
     return _run(module)
 
 
-def timm_with_npz(model: ViTConfig, *, path: Path, num_classes: int, class_row: bool) -> Callable[[Tensor], Tensor]:
+def timm_with_npz(model: ViTConfig, *, path: Path, num_classes: int, class_row: bool) -> Run:
     """timm's model with a Google file, read by timm's own `load_checkpoint`; `class_row` says whether its table of positions has
     a row for the class token. Raises `NotUsable`."""
     with np.load(path, allow_pickle=False) as archive:
@@ -72,37 +66,50 @@ def timm_with_npz(model: ViTConfig, *, path: Path, num_classes: int, class_row: 
     return _run(module)
 
 
-def timm_from_folder(folder: Path) -> Callable[[Tensor], Tensor]:
+def timm_from_folder(folder: Path) -> Run:
     """What `timm.create_model("local-dir:...", pretrained=True)` makes of an exported folder. Raises `NotUsable`."""
     return _run(load_library("timm").create_model(f"local-dir:{folder}", pretrained=True))
 
 
-def transformers_from_folder(folder: Path) -> Callable[[Tensor], Tensor]:
-    """What `AutoModelForImageClassification.from_pretrained` makes of a folder. Raises `NotUsable`."""
+def transformers_from_folder(folder: Path, *, pooling: Pooling, has_head: bool) -> Run:
+    """What `from_pretrained` makes of a folder: logits of its classifier, or of a bare model what `pooling` makes of its tokens.
+
+    Raises `NotUsable`.
+    """
     library = load_library("transformers")
-    module = library.AutoModelForImageClassification.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-    run = _run(module)
-    return lambda image_BCHW: run(image_BCHW).logits  # type: ignore[attr-defined]
+    loader = library.AutoModelForImageClassification if has_head else library.AutoModel
+    module = loader.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    module.config.mask_ratio = 0.0  # MAE's encoder leaves patches out otherwise
+    run = _run(getattr(module, "vision_model", module) if not has_head else module)
+    return lambda image_BCHW: _output(run(image_BCHW), pooling=pooling)
+
+
+def _output(result: Any, *, pooling: Pooling) -> Tensor:
+    if hasattr(result, "logits"):
+        found = result.logits
+    elif pooling == "map":
+        found = result.pooler_output
+    else:
+        found = result.last_hidden_state[:, 0] if pooling == "cls" else result.last_hidden_state.mean(dim=1)
+    assert isinstance(found, Tensor), type(found)
+    return found
 
 
 def _timm_model(model: ViTConfig, *, num_classes: int, class_row: bool) -> nn.Module:
     timm = load_library("timm")
-    norm = partial(nn.LayerNorm, eps=model.layer_norm_eps)
-    arguments = timm_arguments(model) | {"num_classes": num_classes, "norm_layer": norm, "no_embed_class": not class_row}
-    module: nn.Module = timm.models.vision_transformer.VisionTransformer(**arguments)
+    gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU} if model.shape.is_gated else {}
+    norm = partial(nn.LayerNorm if model.norm == "layer" else nn.RMSNorm, eps=model.layer_norm_eps)
+    arguments = timm_arguments(model, class_row=class_row) | {"num_classes": num_classes, "norm_layer": norm} | gated
+    family = timm.models.deit.VisionTransformerDistilled if model.distillation_token else timm.models.vision_transformer.VisionTransformer
+    module: nn.Module = family(**arguments)
     return module
 
 
-def _lacks_class_row(model: ViTConfig, state: Mapping[str, Tensor]) -> bool:
-    return model.shape.class_token and state["pos_embed"].shape[1] == model.shape.grid**2
-
-
-def _run(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def _run(module: nn.Module) -> Callable[[Tensor], Any]:
     module = module.float().eval()
 
-    def run(image_BCHW: Tensor) -> Tensor:
+    def run(image_BCHW: Tensor) -> Any:
         with torch.no_grad():
-            result: Tensor = module(image_BCHW)
-        return result
+            return module(image_BCHW)
 
     return run

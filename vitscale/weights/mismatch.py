@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 from vitscale.config import CheckpointError
-from vitscale.weights.names import Shape, split_block
+from vitscale.weights.forms import Shape
+from vitscale.weights.names import split_block
 
 _SHOWN = 6
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vitscale.config import CheckpointError
 from vitscale.weights.family import Described, Entry, Family
+from vitscale.weights.forms import Shape
 from vitscale.weights.google_files import GOOGLE
 from vitscale.weights.hf_files import HF
-from vitscale.weights.names import Shape
 from vitscale.weights.sources import WeightSource
 from vitscale.weights.timm_files import TIMM
 
@@ -20,21 +20,15 @@ FAMILIES: tuple[Family, ...] = (GOOGLE, HF, TIMM)
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 """What programs put before every name."""
 
-_SET_ASIDE = ("mask_token", "decoder_*", "vit.pooler.*", "vit.embeddings.mask_token", "decoder.*")
-"""Names of what serves pre-training only, as patterns of fnmatch."""
+_SET_ASIDE = ("*mask_token", "decoder_*", "decoder.*", "*.pooler.*", "text_model.*", "logit_scale", "logit_bias", "*.position_ids")
+"""Names of what serves pre-training or another modality only, as patterns of fnmatch."""
 
 _OTHERS = {
     r"^(conv_root|block\d+)/": "a hybrid, with convolutions before the blocks",
-    r"MAPHead_0|attn_pool": "a model that pools by attention (MAP head)",
     r"ln_pre|norm_pre": "a tower of CLIP, with a norm before the blocks",
     r"relative_position_bias_table": "a model with relative positions, such as Swin or BEiT",
     r"cpb_mlp": "a Swin V2",
-    r"\.w12\.|\.w1\.|mlp\.weights_in": "a model with gated MLPs (SwiGLU)",
-    r"\.(ls1|ls2|lambda1|gamma_1)\b|layer_scale": "a model with layer scale",
-    r"reg_token|register_tokens|storage_tokens": "a model with register tokens",
-    r"dist_token|distillation_token": "a distilled DeiT",
-    r"q_norm|query_norm": "a model that normalises queries and keys",
-    r"^fc_norm\.": "a model that pools before its last norm (fc_norm)",
+    r"\.mlp\.(fc1_g|w1)\.|gate_proj": "a model with gated MLPs in two halves, such as EVA-02 or DINOv3",
     r"rope": "a model with rotary positions",
     r"^layer[1-4]\.\d+\.conv|^conv1\.weight": "a convolutional network",
 }
@@ -65,14 +59,15 @@ def recognise(source: WeightSource, *, drop: Sequence[str] = ()) -> Recognised:
             f"{source.path}: its names are none of vit_jax's, big_vision's, timm's or Hugging Face's ViT{explain_names(shapes)}; it holds"
             f" {len(shapes)} tensors, such as {', '.join(list(shapes)[:4])}"
         )
-    entries = family.entries(shapes)
-    kept = {name: entry for name, entry in entries.items() if not _matches(name, (*_SET_ASIDE, *drop))}
+    entries = {name: entry for name, entry in family.entries(shapes).items() if not _matches(name, drop)}
+    described = family.describe({name: entry.shape for name, entry in entries.items()}, settings=source.settings, where=str(source.path))
+    kept = {name: entry for name, entry in entries.items() if not _matches(name, (*_SET_ASIDE, *described.set_aside))}
     used = {entry.source for entry in kept.values()}
     return Recognised(
         shapes={name: entry.shape for name, entry in kept.items()},
         read=_Reader(source, entries=kept, names=unwrapped),
         set_aside=tuple(theirs for name, theirs in unwrapped.items() if name not in used),
-        described=family.describe({name: entry.shape for name, entry in entries.items()}, settings=source.settings, where=str(source.path)),
+        described=described,
     )
 
 

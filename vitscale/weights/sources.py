@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitscale.config import CheckpointError
-from vitscale.weights.names import Shape
+from vitscale.weights.forms import Shape
 
 Container = Literal["safetensors", "npz", "pickle"]
 

@@ -1,0 +1,190 @@
+"""Which layouts can hold a model: the formats that a user asks for, the layouts of each, and the settings that those leave room for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vitscale.config import CheckpointError, Config
+from vitscale.models import ViTConfig
+from vitscale.weights.forms import Sizes
+from vitscale.weights.rules import Layout
+
+Format = Literal["timm", "hf", "vit_jax", "big_vision"]
+
+LAYOUTS: dict[Format, tuple[Layout, ...]] = {
+    "timm": ("timm",),
+    "hf": ("hf_vit", "hf_deit", "hf_dinov2", "hf_dinov2_with_registers", "hf_siglip"),
+    "vit_jax": ("vit_jax",),
+    "big_vision": ("big_vision",),
+}
+"""The first that can hold a model is taken."""
+
+_ANYWHERE = frozenset(
+    {
+        "kind", "variant", "patch_size", "image_size", "num_channels", "num_heads", "width", "depth", "mlp_width", "gelu",
+        "layer_norm_eps", "image_mean", "image_std", "resampling",
+        "flexible_patches", "stochastic_depth", "stochastic_depth_schedule", "dropout", "patch_dropout",
+    }
+)  # fmt: skip
+"""Settings that every layout carries, in tensors or beside them, and those that matter in training only."""
+
+_TABLES = ("learned", "sincos2d_mae", "sincos2d_big_vision")
+_BOTH = (True, False)
+
+
+class _Any(tuple[object, ...]):
+    """Holds everything."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
+
+
+_ANY = _Any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """The values that settings may have, by name; those not named have their default. `problem` says what else is in the way."""
+
+    settings: Mapping[str, tuple[Any, ...]]
+    has_pre_logits: bool = False
+    problem: Callable[[ViTConfig, int], str | None] = field(default=lambda _model, _num_classes: None)
+
+
+def choose_layout(model: Config, *, target: Format, num_classes: int, has_pre_logits: bool, where: str) -> tuple[Layout, ViTConfig]:
+    """The layout of a format that holds `model`, a ViT with a head of so many classes (0: none), and `model` itself.
+
+    Raises `CheckpointError` naming the setting that makes it another function.
+    """
+    if not isinstance(model, ViTConfig):
+        kind = type(model).__name__.removesuffix("Config")
+        raise CheckpointError(f"{where}: a plain ViT can be exported, and this model is a {kind}")
+    problems: dict[Layout, str] = {}
+    for layout in LAYOUTS[target]:
+        problem = _problem(model, layout=layout, num_classes=num_classes, has_pre_logits=has_pre_logits)
+        if problem is None:
+            return layout, model
+        problems[layout] = problem
+    others = [
+        other
+        for other in LAYOUTS
+        if any(_problem(model, layout=layout, num_classes=num_classes, has_pre_logits=has_pre_logits) is None for layout in LAYOUTS[other])
+    ]
+    shown = "; ".join(f"{layout}: {problem}" for layout, problem in problems.items())
+    raise CheckpointError(f"{where}: {target} cannot hold this model ({shown}). It can be exported to: {', '.join(others) or 'none'}")
+
+
+def check_layout(model: Config, *, layout: Layout, num_classes: int, where: str) -> ViTConfig:
+    """`model`, which was read off a file of that layout and changed by overrides, if the layout still holds it.
+
+    Raises `CheckpointError` naming the setting that it does not.
+    """
+    if not isinstance(model, ViTConfig):
+        raise CheckpointError(f"{where}: its tensors are those of a plain ViT, and model.kind makes it another model")
+    problem = _problem(model, layout=layout, num_classes=num_classes, has_pre_logits=False)
+    if problem is not None:
+        raise CheckpointError(f"{where}: the layout {layout} cannot hold this model: {problem}")
+    return model
+
+
+def sizes_of(model: ViTConfig, *, their_row: bool) -> Sizes:
+    """What the shapes of its tensors do not tell."""
+    shape = model.shape
+    return Sizes(
+        num_channels=shape.num_channels,
+        num_heads=shape.num_heads,
+        # A fixed table is written with a row of zeros for the class token.
+        own_row=bool(shape.num_prefix_positions) or model.positions != "learned",
+        their_row=their_row,
+        is_gated=shape.is_gated,
+        is_pooled_norm=model.norm_place == "pooled",
+    )
+
+
+def has_class_row(model: ViTConfig, *, layout: Layout) -> bool:
+    """Whether the table of positions that is written has a row for the class token."""
+    if layout == "big_vision":
+        return False  # it adds positions before the class token comes in front, which so has none of its own
+    if layout == "timm":
+        # timm gives register tokens rows where the class token has one, and ours have none.
+        return model.prefix_positions and not model.num_registers
+    return True
+
+
+def project_form(model: ViTConfig, *, layout: Layout) -> ViTConfig:
+    """`model` as the layout's programs compute it: Google's know one form of GELU and one epsilon, and a file cannot say otherwise."""
+    if layout in ("vit_jax", "big_vision"):
+        return model.model_copy(update={"gelu": "tanh", "layer_norm_eps": 1e-6})
+    return model
+
+
+def _problem(model: ViTConfig, *, layout: Layout, num_classes: int, has_pre_logits: bool) -> str | None:
+    room = _ROOMS[layout]
+    for name, setting in type(model).model_fields.items():
+        value = getattr(model, name)
+        allowed = room.settings.get(name, (setting.get_default(call_default_factory=True),))
+        if name not in _ANYWHERE and value not in allowed:
+            return f"model.{name} is {value!r}, and it knows {' and '.join(map(repr, allowed))}"
+    if has_pre_logits and not room.has_pre_logits:
+        return "it has no layer before the head (objective.pre_logits)"
+    return room.problem(model, num_classes)
+
+
+def _timm_problem(model: ViTConfig, _: int) -> str | None:
+    if model.distillation_token and (model.num_registers or not model.prefix_positions):
+        return "its distilled ViT has no register tokens, and positions for its two tokens"
+    if model.proj_bias != model.mlp_bias:
+        return "its MLP has biases where its attention's projection has one (model.proj_bias, model.mlp_bias)"
+    return None
+
+
+def _plain_tokens(model: ViTConfig, _: int) -> str | None:
+    """Google's programs have a class token where it is pooled, and only there."""
+    return "model.class_token is set, without being pooled" if model.shape.class_token != (model.pooling == "cls") else None
+
+
+def _dinov2_problem(model: ViTConfig, _: int) -> str | None:
+    if model.layer_scale is None:
+        return "it always has layer scale (model.layer_scale)"
+    ratio = dinov2_ratio(model)
+    if ratio is None:
+        return f"model.mlp_width {model.shape.mlp_width} is none that a whole mlp_ratio gives at width {model.shape.width}"
+    return None
+
+
+def dinov2_ratio(model: ViTConfig) -> int | None:
+    """The whole number from which transformers' DINOv2 computes the hidden width of the MLP; None where there is none."""
+    shape = model.shape
+    ratios = range(1, 64)
+    if not shape.is_gated:
+        return next((ratio for ratio in ratios if ratio * shape.width == shape.mlp_width), None)
+    return next((ratio for ratio in ratios if (int(ratio * shape.width * 2 / 3) + 7) // 8 * 8 == shape.mlp_width), None)
+
+
+def _siglip_problem(model: ViTConfig, num_classes: int) -> str | None:
+    if model.shape.class_token:
+        return "model.class_token is set, and it has none"
+    if num_classes and model.pooling == "map":
+        return "its classifier takes the mean of the tokens, not attention pooling"
+    return None
+
+
+_TIMM = {
+    "positions": (*_TABLES, "none"), "pooling": ("cls", "mean", "map"), "norm_place": ("tokens", "pooled"), "class_token": (None, *_BOTH),
+    "prefix_positions": _BOTH, "distillation_token": _BOTH, "num_registers": _ANY, "norm": ("layer", "rms"), "qkv_bias": ("all", "none"),
+    "proj_bias": _BOTH, "mlp_bias": _BOTH, "qk_norm": _BOTH, "layer_scale": _ANY, "mlp": ("gelu", "swiglu", "swiglu64"), "mlp_norm": _BOTH,
+}  # fmt: skip
+_HF = {"positions": _TABLES, "class_token": (None, True), "prefix_positions": _BOTH, "qkv_bias": ("all", "none")}
+_DINOV2 = {**_HF, "layer_scale": _ANY, "mlp": ("gelu", "swiglu", "swiglu64")}
+_GOOGLE = {"positions": _TABLES, "class_token": (None, *_BOTH), "prefix_positions": _BOTH}
+
+_ROOMS: dict[Layout, _Room] = {
+    "timm": _Room(settings=_TIMM, problem=_timm_problem),
+    "hf_vit": _Room(settings=_HF),
+    "hf_deit": _Room(settings={**_HF, "distillation_token": (True,), "prefix_positions": (True,)}),
+    "hf_dinov2": _Room(settings=_DINOV2, problem=_dinov2_problem),
+    "hf_dinov2_with_registers": _Room(settings={**_DINOV2, "num_registers": _ANY}, problem=_dinov2_problem),
+    "hf_siglip": _Room(settings={"positions": _TABLES, "pooling": ("mean", "map"), "class_token": (None, False)}, problem=_siglip_problem),
+    "vit_jax": _Room(settings={**_GOOGLE, "pooling": ("cls", "mean")}, has_pre_logits=True, problem=_plain_tokens),
+    "big_vision": _Room(settings={**_GOOGLE, "pooling": ("cls", "mean", "map")}, has_pre_logits=True, problem=_plain_tokens),
+}
