@@ -114,7 +114,7 @@ def _unit_bytes(unit: UnitShape, *, item_bytes: int, recompute: RecomputeMode) -
 
 def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     """In units of N x D of a plain block: 8 + 2 r kept whole (r = MLP ratio), 6 + r when only matrix products are kept, 1 when
-    only the block's input is; whole, the scores of attention as well where no fused kernel computes it."""
+    only the block's input is; but for the last, the scores of attention as well where no fused kernel computes it."""
     if recompute == "full":
         return block.num_tokens * block.width
     # What attention sees: with windows, the tokens that fill them up as well. Its queries, keys, values and result.
@@ -123,8 +123,9 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     if block.attended_tokens < block.num_tokens and recompute == "none":
         # Cut into windows and joined again: both are copies.
         attention += (block.num_tokens + block.padding_tokens) * block.width
+    scores = block.num_score_heads * (block.num_tokens + block.padding_tokens) * block.attended_tokens
     if recompute == "selective":
-        return (block.num_tokens + block.mlp_tokens) * block.width + attention + (2 if block.is_gated else 1) * hidden
+        return (block.num_tokens + block.mlp_tokens) * block.width + attention + (2 if block.is_gated else 1) * hidden + scores
     # Each norm keeps what goes in and what comes out; each layer scale what goes in.
     kept = (3 if block.layer_scale else 2) * (block.num_tokens + (0 if block.is_parallel else block.mlp_tokens))
     if block.merged_tokens:
@@ -132,7 +133,6 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     attention += _copies_of_queries_and_keys(block) * (block.num_tokens + block.padding_tokens) * block.width
     # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
     hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)
-    scores = block.num_score_heads * (block.num_tokens + block.padding_tokens) * block.attended_tokens
     return kept * block.width + attention + hidden + scores
 
 
