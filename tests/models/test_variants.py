@@ -4,6 +4,7 @@ from timm import create_model
 
 from vitscale.models import ViTConfig
 from vitscale.models.variants import MODELS_BY_NAME, SIZES, known_patches, parse_variant
+from vitscale.nn.init import materialise
 
 
 def test_name_is_size_and_patch() -> None:
@@ -82,6 +83,13 @@ def test_every_published_model_is_a_sound_configuration(name: str) -> None:
         assert model.shape.patch_size == (MODELS_BY_NAME[name].stride or patch)
         for key, value in MODELS_BY_NAME[name].settings.items():
             assert getattr(model, key) == value
+
+
+@pytest.mark.parametrize(("name", "start"), [("DeiT3-B/16", 1e-4), ("DINOv2-B/14", 1e-5), ("DINOv3-B/16", 1e-5), ("BEiT-L/16", 1e-5)])
+def test_layer_scale_starts_where_the_models_own_project_starts_it(name: str, start: float) -> None:
+    with torch.device("meta"):
+        block = ViTConfig(variant=name, image_size=112, depth=1).build().blocks[0]
+    assert materialise(block, seed=0).ls2.gamma.unique().tolist() == pytest.approx([start])
 
 
 def num_parameters(model: torch.nn.Module) -> int:

@@ -23,6 +23,15 @@ TWENTY_STEPS = ["train.num_samples=320", "checkpoint.every_steps=10"]
 STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
 TOPOLOGIES = [(1, 0), (1, 1), (2, 0), (2, 2), (4, 1)]  # ranks, loader processes in each
 COPIES = [(1, 3), (4, 3), (1, 1), (2, 1), (2, 0)]  # ranks, stage
+SIZES = "kind: vit, image_size: 8, patch_size: 2, num_channels: 1, width: 16, depth: 2, num_heads: 2"
+FAMILY = {  # models whose parameters are read in every way there is, and which draw
+    "tokens": "num_registers: 2, distillation_token: true, layer_scale: 0.1, position_bias: {kind: relative}, rotary: {kind: mixed}",
+    "shared": "pooling: map, parallel: true, qk_norm: true, qkv_bias: no_key, positions: factorised,"
+    " position_bias: {kind: relative, shared: true}, mlp: swiglu, mlp_norm: true",
+    "log_spaced": "pooling: mean, norm: rms, positions: none, position_bias: {kind: log_spaced, hidden_width: 8}, rotary: {kind: eva02}",
+    "decomposed": "pooling: mean, window: 3, global_blocks: [1], position_bias: {kind: decomposed}",
+}
+FAMILY_RESUMED = ("tokens", "shared")
 CROSSINGS = [("3-fp32", (2, 1, "bf16")), ("3-fp32", (1, 3, "bf16")), ("1-bf16", (2, 3, "fp32")), ("3-bf16", (1, 0, "fp32"))]
 
 
@@ -39,9 +48,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoints = root / "runs" / _crossing(origin, target) / "checkpoints"
         checkpoints.mkdir(parents=True)
         (checkpoints / "step-00000010").symlink_to(root / "runs" / f"whole-{origin}" / "checkpoints" / "step-00000010")
-    launch(root, _at_every_stage() + _with_loader_processes(2) + _copies(2) + _switched(), num_ranks=2)
-    for num_ranks in (1, 4):
-        launch(root, _with_loader_processes(num_ranks) + _copies(num_ranks), num_ranks=num_ranks)
+    launch(root, _at_every_stage() + _with_loader_processes(2) + _copies(2) + _switched() + _family(2), num_ranks=2)
+    launch(root, _with_loader_processes(1) + _copies(1) + _family(1), num_ranks=1)
+    launch(root, _with_loader_processes(4) + _copies(4), num_ranks=4)
     return root / "runs"
 
 
@@ -98,6 +107,22 @@ def _switched() -> list[dict[str, Any]]:
     ]
 
 
+def _family(num_ranks: int) -> list[dict[str, Any]]:
+    """Four steps of each model: on one rank at stage 1, on two at stage 3 in micro-batches, whole and some in two parts."""
+    jobs = []
+    for name, settings in FAMILY.items():
+        model = f"model={{{SIZES}, {settings}, stochastic_depth: 0.3, stochastic_depth_schedule: constant, dropout: 0.1}}"
+        options = ["train.num_samples=64", "checkpoint.every_steps=2", "parallel.precision=fp32", model]
+        if num_ranks == 1:
+            jobs.append(_job("train", f"{name}-plain", *options, "parallel.zero_stage=1"))
+            continue
+        options += ["parallel.zero_stage=3", "parallel.micro_batch=2"]
+        jobs.append(_job("train", f"{name}-sharded", *options))
+        stops = (2, None) if name in FAMILY_RESUMED else ()
+        jobs += [_job("train", f"{name}-parts", *options, "parallel.recompute=full", stop_at=stop) for stop in stops]
+    return jobs
+
+
 def _job(do: str, name: str, *overrides: str, stop_at: int | None = None, allow_change: Sequence[str] = ()) -> dict[str, Any]:
     return {"do": do, "overrides": [f"name={name}", *TWENTY_STEPS, *overrides], "stop_at": stop_at, "allow_change": list(allow_change)}
 
@@ -140,6 +165,20 @@ def test_a_change_of_precision_keeps_every_master(runs: Path, origin: str, targe
     copy = runs / _crossing(origin, target)
     assert not (copy / "checkpoints" / "step-00000010").is_symlink(), "written anew"
     assert_equal_tensors(checkpoint_tensors(copy, step=10), checkpoint_tensors(runs / f"whole-{origin}", step=10))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_kind_of_parameter_and_draw_is_the_same_at_any_stage_micro_batch_and_number_of_ranks(runs: Path, name: str) -> None:
+    curve = losses(runs / f"{name}-plain")
+    assert len(set(curve.values())) > 2, "it learns"
+    assert losses(runs / f"{name}-sharded") == pytest.approx(curve, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILY_RESUMED)
+def test_every_kind_of_parameter_and_draw_resumes_bit_for_bit_and_recomputes(runs: Path, name: str) -> None:
+    whole, parts = runs / f"{name}-sharded", runs / f"{name}-parts"
+    assert losses(parts) == losses(whole)
+    assert_equal_tensors(checkpoint_tensors(parts, step=4), checkpoint_tensors(whole, step=4))
 
 
 @pytest.mark.parametrize("name", ["switched", "offloaded"])

@@ -84,7 +84,7 @@ SIZE_PATCHES: dict[str, tuple[int, ...]] = {
 """Patch sides that plain sizes are published with, where it is not 16."""
 
 _DEIT = {**IMAGENET, "resampling": "deit"}
-_DEIT_3 = {**_DEIT, "prefix_positions": False, "layer_scale": 1e-6}
+_DEIT_3 = {**_DEIT, "prefix_positions": False, "layer_scale": 1e-4}
 _DINOV2 = {**IMAGENET, "layer_scale": 1e-5, "resampling": "dinov2"}
 _REGISTERS = {"num_registers": 4, "resampling": "dinov2_reg"}
 _SIGLIP = {"pooling": "map", "gelu": "tanh", "resampling": "siglip2"}
@@ -144,7 +144,7 @@ MODELS_BY_NAME: dict[str, Model] = {
         f"DeiT-distilled-{size}": Model(size=SIZES[size], patch_sizes=(16,), settings={**_DEIT, "distillation_token": True})
         for size in ("Ti", "S", "B")
     },
-    # Touvron et al. 2022; facebookresearch/deit, models_v2.py.
+    # Touvron et al. 2022; facebookresearch/deit, models_v2.py (timm starts layer scale from 1e-6).
     **{
         f"DeiT3-{size}": Model(size=SIZES[size], patch_sizes=(14,) if size == "H" else (16,), settings=_DEIT_3)
         for size in ("S", "M", "B", "L", "H")
