@@ -18,7 +18,7 @@ from vitscale_launch.task import make_task
 from vitscale_launch.trainer import run_training
 from vitscale_launch.workers import Workers
 
-NUM_STEPS = 400
+NUM_STEPS = 240
 LONG = (f"train.num_samples={16 * NUM_STEPS}", "checkpoint.every_steps=50", "train.log_every_steps=10", "train.log_images=0")
 
 
@@ -43,10 +43,10 @@ def test_one_worker_is_bitwise_the_plain_run_and_either_goes_on_with_the_other(t
     plain, mixed = tiny_config(tmp_path, "name=plain"), tiny_config(tmp_path, "name=mixed")
     train(plain)
     with pytest.raises(StopRequested, match="stopped on request after step 2"):
-        ray_train(mixed, num_workers=1, stop_at_step=2)
+        train(mixed, stop_at_step=2)
     with pytest.raises(StopRequested, match="stopped on request after step 4"):
-        train(mixed, stop_at_step=4)
-    assert ray_train(mixed, num_workers=1)["step"] == 6
+        ray_train(mixed, num_workers=1, stop_at_step=4)
+    assert train(mixed).step == 6
     assert losses(mixed.run_dir) == losses(plain.run_dir)
     assert sample_ids(mixed.run_dir) == sample_ids(plain.run_dir)
     assert_equal_tensors(checkpoint_tensors(mixed.run_dir, step=6), checkpoint_tensors(plain.run_dir, step=6))

@@ -10,8 +10,11 @@ import pytest
 
 from tests.launch.test_sweep import write_sweep
 from tests.train.tiny_run import events
+from vitscale.api import train
 from vitscale.config import UserError
+from vitscale.run_config import dump_run_config
 from vitscale_launch import tuner
+from vitscale_launch.results import is_finished, mark_finished
 from vitscale_launch.sweep import load_sweep
 from vitscale_launch.tuner import run_sweep
 from vitscale_launch.workers import ClusterResources
@@ -39,20 +42,23 @@ def test_a_sweep_runs_what_is_not_finished_and_tells_what_failed(
 ) -> None:
     monkeypatch.setattr(tuner, "ray_cluster", session_cluster)
     path = write_sweep(
-        tmp_path, grid={"model.image_size": [12], "data.path": ["shards", "later"]}, parallel_trials=2, plot={"x": "model.image_size"}
+        tmp_path,
+        grid={"model.image_size": [12], "data.path": ["shards", "missing", "before"]},
+        parallel_trials=2,
+        plot={"x": "model.image_size"},
     )
+    (tmp_path / "before").symlink_to("shards")
     monkeypatch.chdir(tmp_path)
     sweep = load_sweep(path)
-    with pytest.raises(UserError, match="1 of 2 trials failed"):
+    before = sweep.trials[2].config
+    train(before)
+    mark_finished(before.run_dir, config_text=dump_run_config(before))
+    with pytest.raises(UserError, match="1 of 3 trials failed"):
         run_sweep(sweep, address=None)
+    assert "3 trials, 1 of them finished already" in capsys.readouterr().out
     rows = list(csv.DictReader((sweep.folder / "results.csv").open()))
-    assert [bool(row["eval/test/top1"]) for row in rows] == [True, False]
-    assert all("later" in row["error"] for row in rows if row["error"])
+    assert [bool(row["eval/test/top1"]) for row in rows] == [True, False, True]
+    assert ["missing" in row["error"] for row in rows] == [False, True, False]
     assert (sweep.folder / "metric.png").stat().st_size > 0
-
-    (tmp_path / "later").symlink_to("shards")
-    results = run_sweep(load_sweep(path), address=None)
-    assert [result.error for result in results] == [None] * 2
-    assert "2 trials, 1 of them finished already" in capsys.readouterr().out
-    for trial in sweep.trials:
-        assert len(events(trial.config.run_dir, "finished")) == 1
+    assert [is_finished(trial) for trial in sweep.trials] == [True, False, True]
+    assert len(events(before.run_dir, "start")) == 1, "finished ones are not begun again"

@@ -134,7 +134,7 @@ def test_a_hang_holds_the_interpreter() -> None:
 def test_only_a_rehearsed_run_looks(tmp_path: Path) -> None:
     pack_tiny(tmp_path)
     for name, launch in (("ordinary", Launch(id="a", attempt=0)), ("rehearsed", Launch(id="b", attempt=0, rehearses_faults=True))):
-        config = tiny_config(tmp_path, f"name={name}", "parallel.zero_stage=1", "train.num_samples=3200", "checkpoint.every_steps=500")
+        config = tiny_config(tmp_path, f"name={name}", "parallel.zero_stage=1", "train.num_samples=320", "checkpoint.every_steps=500")
         request_fault(config.run_dir, FaultRequest(id="x", kind="nan"), rank=0)
         api.train(config, launch=launch)
         skipped = [event for event in read_lines(config.run_dir / "events.jsonl") if event["event"] == "skipped_step"]
