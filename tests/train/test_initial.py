@@ -120,12 +120,17 @@ def test_another_number_of_classes_replaces_the_head_by_a_fresh_one(source: Path
 
 
 def test_everything_at_once_trains(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tuning(source, tmp_path, "model.image_size=12", "model.patch_size=2", "objective.num_classes=11", "train.num_samples=32")
+    changed = ["model.image_size=12", "model.patch_size=2", "objective.num_classes=11", "model.num_registers=1", "model.gelu=tanh"]
+    config = tuning(source, tmp_path, *changed, "train.num_samples=32")
     assert api.train(config).step == 2
     rows = [line.split()[:2] for line in table(config).splitlines()]
     assert ["resampled", POSITIONS] in rows
     assert ["resampled", KERNEL] in rows
     assert ["replaced", HEAD[0]] in rows
+    assert ["initialised", "backbone.reg_token"] in rows
+    assert 'settings that differ: model.gelu "exact" in the source, "tanh" here, model.num_registers 0 in the source, 1 here' in table(
+        config
+    )
     assert ["loaded", str(len(stored(source)) - 4)] in rows
     assert table(config) in capsys.readouterr().out
 
@@ -143,6 +148,13 @@ def test_another_width_is_refused_with_the_tensors_that_differ(source: Path, tmp
     assert caught.value.exit_code == 20
     assert "backbone.cls_token: 1 x 1 x 16 in the source, 1 x 1 x 32 here" in str(caught.value)
     assert not (config.run_dir / "checkpoints").exists()
+
+
+def test_other_heads_are_refused_though_every_shape_fits(source: Path, tmp_path: Path) -> None:
+    config = tuning(source, tmp_path, "model.num_heads=4")
+    with pytest.raises(CheckpointError, match=r"model\.num_heads: 2 in the source, 4 here") as caught, open_run(config):
+        pytest.fail("the run was opened")
+    assert "(1 difference)" in str(caught.value)
 
 
 def test_a_source_without_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from vitscale.config import CheckpointError
 from vitscale.models import ViTConfig
 from vitscale.nn.conv_stem import ConvStemConfig
+from vitscale.nn.decomposed_bias import DecomposedBiasConfig
 from vitscale.nn.patch_kernel import resample_patch_kernel
 from vitscale.nn.position_table import AxisTable, GridTable, OffsetTable, PositionTable, fit_table, position_tables
 from vitscale.nn.resample import Grid, PositionMode, resample_positions
@@ -30,6 +31,7 @@ def _facts(*, num_classes: int = 10, pre_logits: int | None = None, **model: Any
         kernel_side=config.shape.kernel_side,
         num_channels=config.num_channels,
         resampling=config.resampling,
+        settings={"num_heads": config.num_heads, "gelu": config.gelu},
     )
 
 
@@ -58,6 +60,14 @@ def test_the_same_model_is_loaded_as_it_is() -> None:
 
 
 STEM = ConvStemConfig(widths=(4, 6))
+DECOMPOSED = {"position_bias": DecomposedBiasConfig(), "pooling": "mean"}
+POOLING = [
+    f"backbone.attn_pool.{name}"
+    for name in (
+        "latent",
+        *(f"{layer}.{leaf}" for layer in ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2") for leaf in ("weight", "bias")),
+    )
+]
 HEAD_REPLACED = {"head.fc.weight": "replaced", "head.fc.bias": "replaced"}
 CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]] = [
     ({}, {"image_size": 24}, {}, {"backbone.pos_embed": "resampled"}),
@@ -86,6 +96,29 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]
         {"positions": "sincos2d_mae", "image_size": 24},
         {},
         {},
+    ),
+    ({}, {"num_registers": 2}, {}, {"backbone.reg_token": "initialised"}),
+    ({"num_registers": 2}, {}, {}, {"backbone.reg_token": "dropped"}),
+    (
+        {"distillation_token": True},
+        {"prefix_positions": False},
+        {"head": "replace"},
+        {
+            **HEAD_REPLACED,
+            "backbone.cls_token": "merged",
+            "backbone.dist_token": "dropped",
+            "backbone.pos_embed": "resampled",
+            "head_dist.fc.weight": "dropped",
+            "head_dist.fc.bias": "dropped",
+        },
+    ),
+    ({"pooling": "mean"}, {"pooling": "map"}, {}, dict.fromkeys(POOLING, "initialised")),
+    ({"pooling": "map"}, {"pooling": "mean"}, {}, dict.fromkeys(POOLING, "dropped")),
+    (
+        {"pooling": "mean"},
+        DECOMPOSED,
+        {},
+        {f"backbone.blocks.{i}.attn.position_bias.{axis}": "initialised" for i in (0, 1) for axis in ("rows", "columns")},
     ),
     # Behind a stem patches are cut from its features: 1 x 1 of them, then 2 x 2, at twice the size.
     ({"stem": STEM}, {"stem": STEM, "image_size": 24}, {}, {"backbone.pos_embed": "resampled"}),
@@ -240,6 +273,20 @@ def test_a_class_position_without_a_row_is_added_to_the_class_token() -> None:
     assert torch.equal(table[:, 0], torch.zeros(1, 8))
 
 
+def test_a_distillation_position_without_a_row_is_added_to_its_token() -> None:
+    source, target = _facts(distillation_token=True), _facts(distillation_token=True, prefix_positions=False)
+    plan, weights = _plan(source, target), _weights(source)
+    token = plan.value("backbone.dist_token", read=weights.__getitem__)
+    assert token is not None
+    assert torch.equal(token, weights["backbone.dist_token"] + weights["backbone.pos_embed"][:, 1:2])
+
+
+def test_settings_that_no_shape_shows_are_told() -> None:
+    told = format_table(_plan(_facts(gelu="tanh"), _facts()))
+    assert 'settings that differ: model.gelu "tanh" in the source, "exact" here' in told.splitlines()
+    assert "settings that differ" not in format_table(_plan(_facts(), _facts(image_size=24)))
+
+
 def test_the_class_tokens_row_comes_and_goes() -> None:
     with_token, without = _facts(), _facts(pooling="mean")
     weights = _weights(with_token)
@@ -254,6 +301,8 @@ def test_the_class_tokens_row_comes_and_goes() -> None:
 
 
 REFUSALS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]] = [
+    ({}, {"num_heads": 4}, {}, ["model.num_heads: 2 in the source, 4 here", "1 difference"]),
+    (DECOMPOSED, {"pooling": "mean"}, {}, ["backbone.blocks.0.attn.position_bias.rows: 7 x 4 in the source, - here"]),
     ({}, {"depth": 3}, {}, ["backbone.blocks.2.norm1.weight: - in the source, 8 here", "12 differences"]),
     ({"depth": 3}, {}, {}, ["backbone.blocks.2.norm1.weight: 8 in the source, - here"]),
     ({}, {"width": 12}, {}, ["backbone.patch_embed.weight: 8 x 16 in the source, 12 x 64 here", "... and 22 more"]),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from vitscale.checkpoint.discover import nothing, resolve_checkpoint
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.dist.agreement import jointly, on_main
-from vitscale.models import ModelConfig
+from vitscale.models import ModelConfig, ViTConfig
 from vitscale.nn.init import initial_value
 from vitscale.nn.position_table import position_tables
 from vitscale.nn.resample import PositionMode
@@ -20,6 +21,13 @@ from vitscale.objectives.base import Objective
 from vitscale.run_config import RunConfig
 from vitscale.train.stored_model import read_stored_model
 from vitscale.weights.transfer import InitFromConfig, ModelFacts, format_table, plan_transfer
+
+_SIZES = frozenset(
+    {"variant", "image_size", "patch_size", "num_channels", "width", "depth", "depths", "mlp_width", "mlp_ratio", "num_heads", "resampling"}
+)
+"""Settings that shapes tell, or that the table of what is loaded reports elsewhere."""
+_OF_TRAINING = frozenset({"flexible_patches", "stochastic_depth", "stochastic_depth_schedule", "dropout", "patch_dropout"})
+"""Settings that change how weights are trained, not what they compute."""
 
 Initial = Callable[[str, nn.Parameter, tuple[int, ...]], Tensor]
 
@@ -94,4 +102,12 @@ def _facts(model: ModelConfig, module: nn.Module, *, shapes: dict[str, tuple[int
         kernel_side=shape.kernel_side,
         num_channels=shape.num_channels,
         resampling=resampling,
+        settings=_settings(model),
     )
+
+
+def _settings(model: ModelConfig) -> dict[str, Any]:
+    """The settings that decide what weights of given shapes compute."""
+    values = {name: value for name, value in model.model_dump(mode="json").items() if name not in _SIZES | _OF_TRAINING}
+    # By a variant's name or by number.
+    return values | {"num_heads": model.shape.num_heads} if isinstance(model, ViTConfig) else values

@@ -3,9 +3,10 @@
 Planning looks at names, shapes and tables of positions only, so it is done, printed and refused before a byte of weights is read.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,17 +17,25 @@ from vitscale.nn.position_table import CLASS_ROW, GridTable, OffsetTable, Positi
 from vitscale.nn.resample import POSITION_MODES, PositionMode
 
 BACKBONE = "backbone."
-CLASS_TOKEN = f"{BACKBONE}cls_token"
 POSITIONS = f"{BACKBONE}pos_embed"
 PATCH_KERNEL = f"{BACKBONE}patch_embed.weight"
+
+_ROW_OF_TOKEN = {f"{BACKBONE}cls_token": CLASS_ROW, f"{BACKBONE}dist_token": "distillation"}
+"""Tokens that may have a row in the table of positions, and its name there."""
+_MAY_COME_AND_GO = {
+    **{name: f"{row} token" for name, row in _ROW_OF_TOKEN.items()},
+    f"{BACKBONE}reg_token": "register tokens",
+    f"{BACKBONE}attn_pool.": "attention pooling",
+}
+"""What one of the models may be without, by how the names begin."""
 
 UNSTORED_MODE: PositionMode = "google"
 """The mode of weights that come without one: checkpoints from before the mode was stored."""
 
 Shape = tuple[int, ...]
 Action = Literal["loaded", "resampled", "merged", "replaced", "initialised", "dropped"]
-"""loaded: the source's value. resampled: the source's value, fitted to another grid. merged: the class token with its position added,
-for a model whose table has no row for it. replaced: in both models, but started afresh. initialised: in the new model only.
+"""loaded: the source's value. resampled: the source's value, fitted to another grid. merged: a class or distillation token with its
+position added, for a model whose table has no row for it. replaced: in both models, but started afresh. initialised: in the new model only.
 dropped: in the source only."""
 
 _SHOWN_PROBLEMS = 8
@@ -61,6 +70,8 @@ class ModelFacts:
     kernel_side: int
     num_channels: int
     resampling: PositionMode | None
+    settings: Mapping[str, Any]
+    """Settings beside the sizes: they decide what the weights compute, also where no shape shows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +139,15 @@ def format_table(plan: TransferPlan) -> str:
     lines.append(("loaded", f"{len(loaded)} tensors", "", "", f"{num_elements:,} values, unchanged"))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     table = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip() for line in lines]
-    return "\n".join([*table, f"positions: mode {plan.positions}, {plan.note}"])
+    differing = ", ".join(_differing_settings(plan.source, target=plan.target))
+    settings = [f"settings that differ: {differing}"] if differing else []
+    return "\n".join([*table, *settings, f"positions: mode {plan.positions}, {plan.note}"])
+
+
+def _differing_settings(source: ModelFacts, *, target: ModelFacts) -> Iterator[str]:
+    for name, value in target.settings.items():
+        if name in source.settings and source.settings[name] != value:
+            yield f"model.{name} {json.dumps(source.settings[name])} in the source, {json.dumps(value)} here"
 
 
 def _mode_note(config: InitFromConfig, *, mode: PositionMode, source: ModelFacts, target: ModelFacts) -> str:
@@ -151,27 +170,33 @@ def _backbone_rows(source: ModelFacts, *, target: ModelFacts, mode: PositionMode
 
 def _special_row(row: Row, *, source: ModelFacts, target: ModelFacts, mode: PositionMode) -> Row | None:
     """The row of a tensor that may differ between the models, None for all others."""
-    if row.name == CLASS_TOKEN:
-        return _class_token_row(row, source=source, target=target)
     if row.source_shape is None or row.target_shape is None:
-        return None
+        return _one_sided_row(row, target=target)
     here, there = source.tables.get(row.name), target.tables.get(row.name)
     if here is not None and there is not None and here != there and can_fit(here, target=there, mode=mode):
         return _with(row, action="resampled", detail=describe_fit(here, target=there, mode=mode))
     if row.name == PATCH_KERNEL and source.kernel_side != target.kernel_side and _kernel_channels(source) == _kernel_channels(target):
         return _with(row, action="resampled", detail=f"patch side {source.kernel_side} to {target.kernel_side} by PI-resize (FlexiViT)")
-    return None
-
-
-def _class_token_row(row: Row, *, source: ModelFacts, target: ModelFacts) -> Row | None:
-    if row.source_shape is None:
-        return _with(row, action="initialised", detail="the source has no class token")
-    if row.target_shape is None:
-        return _with(row, action="dropped", detail="this model has no class token")
-    here, there = source.tables.get(POSITIONS), target.tables.get(POSITIONS)
-    if isinstance(here, GridTable) and isinstance(there, GridTable) and CLASS_ROW in here.prefix and CLASS_ROW not in there.prefix:
+    if row.name in _ROW_OF_TOKEN and _loses_its_row(_ROW_OF_TOKEN[row.name], source=source, target=target):
         return _with(row, action="merged", detail="with its position, for which this model's table has no row")
     return None
+
+
+def _one_sided_row(row: Row, *, target: ModelFacts) -> Row | None:
+    """What one of the models is without: tokens, the pooling, and tables that start from zeros and so change nothing at first."""
+    if row.target_shape is not None and "position_bias" in row.name and row.name in target.tables:
+        return _with(row, action="initialised", detail="the source has no position bias; at 0 it changes nothing")
+    what = next((words for start, words in _MAY_COME_AND_GO.items() if row.name.startswith(start)), None)
+    if what is None:
+        return None
+    if row.target_shape is None:
+        return _with(row, action="dropped", detail=f"this model has no {what}")
+    return _with(row, action="initialised", detail=f"the source has no {what}")
+
+
+def _loses_its_row(name: str, *, source: ModelFacts, target: ModelFacts) -> bool:
+    here, there = source.tables.get(POSITIONS), target.tables.get(POSITIONS)
+    return isinstance(here, GridTable) and isinstance(there, GridTable) and name in here.prefix and name not in there.prefix
 
 
 def _head_rows(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts) -> Iterator[Row]:
@@ -193,6 +218,9 @@ def _head_rows(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts
 def _problems(rows: list[Row], *, source: ModelFacts, target: ModelFacts, mode: PositionMode) -> Iterator[str]:
     if source.num_channels != target.num_channels:
         yield f"model.num_channels: {source.num_channels} in the source, {target.num_channels} here"
+    heads = [model.settings.get("num_heads") for model in (source, target)]
+    if None not in heads and heads[0] != heads[1]:
+        yield f"model.num_heads: {heads[0]} in the source, {heads[1]} here, which cut the same projections into other heads"
     unruled = [row.name for row in rows if row.action == "loaded" and _lacks_rule(row.name, source=source, target=target, mode=mode)]
     if unruled:
         known = ", ".join(name for name, rules in POSITION_MODES.items() if rules.relative is not None)
@@ -229,8 +257,8 @@ def _refusal(config: InitFromConfig, problems: list[str]) -> str:
     more = [f"  ... and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
     head = " With init_from.head 'auto' a head that differs is replaced." if config.head == "keep" else ""
     remedy = (
-        "Give this model the width, depth, MLP width, channels, stem and kind of positions of the source; image size, patch size,"
-        f" class token and head may differ.{head}"
+        "Give this model the width, depth, heads, MLP width, channels, stem and kind of positions of the source; image size, patch"
+        f" size, class, distillation and register tokens, pooling and head may differ.{head}"
     )
     return "\n".join([f"init_from.path {config.path}: its weights do not fit this model ({count}):", *shown, *more, remedy])
 
@@ -242,7 +270,7 @@ def _transferred_value(row: Row, *, plan: TransferPlan, read: Callable[[str], Te
     if row.action == "merged":
         table = source.tables[POSITIONS]
         assert isinstance(table, GridTable), table
-        index = table.prefix.index(CLASS_ROW)
+        index = table.prefix.index(_ROW_OF_TOKEN[row.name])
         return value + read(POSITIONS).float()[:, index : index + 1]
     if row.action == "loaded":
         return value
