@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vitscale.data.images.patch_sequences import joined_fields
 from vitscale.data.types import InputSpec, RawSample, SampleTransform
 from vitscale.dist.seeding import CounterRng
 from vitscale.run_config import load_run_config
@@ -26,15 +27,21 @@ class RunViews:
         images = []
         for view in range(self.num_views):
             rng = CounterRng(self.seed, view, sample.sample_id, "transform")
-            fields = self.transform(replace(sample, epoch=view, view=view), rng)
+            fields = joined_fields(self.transform(replace(sample, epoch=view, view=view), rng))
             images += [image for name in sorted(fields) for image in _images(fields[name])]
         return images
 
 
 def run_views(config_path: Path, *, num_views: int) -> RunViews:
-    """The transforms of a run's YAML file, at the image size of its end. Raises `ConfigError`."""
+    """The transforms of a run's YAML file, at the image size of its end, or for the first of the lengths that its sequences of patches
+    have. Raises `ConfigError`."""
     config = load_run_config(config_path)
-    inputs = InputSpec(image_size=config.model.image_size, num_channels=config.model.num_channels, jpeg_decoder=config.data.jpeg_decoder)
+    inputs = InputSpec(
+        image_size=config.model.image_size,
+        num_channels=config.model.num_channels,
+        jpeg_decoder=config.data.jpeg_decoder,
+        sequence=config.model.input_forms[0].sequence,
+    )
     return RunViews(transform=config.objective.sample_transform(inputs), seed=config.seed, num_views=num_views)
 
 

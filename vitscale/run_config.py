@@ -160,6 +160,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     yield from _parallel_problems(config.parallel)
     yield from _average_problems(config)
     yield from _eval_form_problems(config)
+    yield from _sequence_problems(config)
 
 
 def precision_problem(*, precision: Precision | Auto, zero_stage: ZeroStage | Auto) -> str | None:
@@ -250,9 +251,19 @@ def _average_problems(config: RunConfig) -> Iterator[str]:
             yield f"evals.{name}.weights: 'ema' needs a moving average; set optim.ema_decay, for example 0.999"
 
 
+def _sequence_problems(config: RunConfig) -> Iterator[str]:
+    """What takes images to be of one size, where they are sequences of patches."""
+    if config.model.eval_form.sequence is None:
+        return
+    if config.stages:
+        yield "stages: images of model.naflex have no common size; give several model.naflex.sequence_lengths instead"
+    objective = config.objective
+    if objective.erasing is not None:
+        yield "objective.erasing: boxes are drawn for square images, and with model.naflex they keep their aspect ratio; leave it out"
+    if objective.mixing.is_on:
+        yield "objective.mixup_alpha, objective.cutmix_alpha: images of model.naflex differ in size and cannot be mixed; leave them out"
+
+
 def _eval_form_problems(config: RunConfig) -> Iterator[str]:
     for name, evaluation in config.evals.items():
-        if evaluation.patch_size is not None:
-            problem = config.model.patch_size_problem(evaluation.patch_size)
-            if problem is not None:
-                yield f"evals.{name}.patch_size: {problem}"
+        yield from (f"evals.{name}.{problem}" for problem in evaluation.form_problems(config.model))

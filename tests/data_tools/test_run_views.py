@@ -39,6 +39,15 @@ def test_views_are_the_inputs_of_the_run(config_path: Path) -> None:
     assert not np.array_equal(shown[0][0], shown[0][1])
 
 
+def test_sequences_of_patches_are_shown_put_together(config_path: Path) -> None:
+    values = config_path.read_text().replace("  kind: vit\n", "  kind: vit\n  naflex: {sequence_lengths: [3, 4]}\n")
+    config_path.write_text(values)
+    config = load_run_config(config_path)
+    views = run_views(config_path, num_views=2)
+    for sample in SampleReader(open_dataset(config.data.path)).read(0, 4):
+        assert [image.shape[0] * image.shape[1] in (16, 32, 48) and image.shape[2] == 1 for image in views(sample)] == [True, True]
+
+
 def test_a_wrong_configuration_is_refused(config_path: Path) -> None:
     config_path.write_text(config_path.read_text() + "unknown: 1\n")
     with pytest.raises(ConfigError, match="unknown"):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vitscale.train.pictures import captions, picture_grid
+from vitscale.train.pictures import captions, picture_grid, shown_images
 
 
 def test_pixels_are_enlarged_not_smoothed() -> None:
@@ -30,3 +30,11 @@ def test_captions_are_class_names_where_there_are_any() -> None:
     assert captions({"sample_id": torch.tensor([5])}, count=3, classes=None) == [""]
     several = {"sample_id": torch.tensor([5, 6, 7]), "labels": torch.tensor([[1, 1], [0, 1], [0, 0]], dtype=torch.uint8)}
     assert captions(several, count=3, classes=("cat", "dog")) == ["cat, dog", "dog", ""]
+
+
+def test_sequences_of_patches_are_shown_as_the_images_that_they_were() -> None:
+    image = torch.arange(32, dtype=torch.uint8).view(1, 4, 8)
+    sequence = torch.cat([*image.unfold(1, 2, 2).unfold(2, 2, 2).reshape(1, 8, 2, 2).unbind(1), torch.zeros(1, 2, 2)], dim=1).byte()
+    batch = {"image": torch.stack([sequence, sequence, sequence]), "patch_grid": torch.tensor([[2, 4]] * 3)}
+    assert torch.equal(shown_images(batch, count=2), torch.stack([image, image]))
+    assert torch.equal(shown_images({"image": batch["image"]}, count=1), batch["image"][:1])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitscale.config import DataError
 from vitscale.dist.seeding import CounterRng, DrawSource
+from vitscale.nn.input_form import PatchSequence
 
 Batch = dict[str, Tensor]
 """Named tensors whose first dimension is the sample.
@@ -84,6 +85,8 @@ class InputSpec:
     jpeg_decoder: JpegDecoder = "simplejpeg"
     draws: Mapping[str, DrawSource] = field(default_factory=dict)
     """What the model wants drawn for each training sample, by batch key."""
+    sequence: PatchSequence | None = None
+    """How images are sequences of patches; None: they are square, `image_size` pixels a side."""
 
 
 class SampleTransform(Protocol):

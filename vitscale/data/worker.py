@@ -18,8 +18,9 @@ from vitscale.data.replacement import Replacements, Row, RowMaker
 from vitscale.data.storage.io_counters import IoMeter
 from vitscale.data.types import Batch, LostSample, RawSample, SampleFields, SampleTransform, StagedTransform
 from vitscale.dist.seeding import CounterRng
+from vitscale.nn.input_form import PATCH_GRID_KEY
 
-_PADDING = {"sample_id": -1, "label": -1}
+_PADDING = {"sample_id": -1, "label": -1, PATCH_GRID_KEY: 1}
 
 
 @dataclass(frozen=True, kw_only=True)

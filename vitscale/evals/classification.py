@@ -12,14 +12,16 @@ from torch import Tensor
 
 from vitscale.config import OPERATIONAL, Config, ConfigError, DataError, UserError
 from vitscale.data.dataset import Dataset
+from vitscale.data.images.patch_sequences import SequenceEvalTransform
 from vitscale.data.images.transforms import EvalTransform, Interpolation
-from vitscale.data.labels import ClassLabels
+from vitscale.data.labels import ClassLabels, TargetReader
 from vitscale.data.loader import Share, eval_loader
 from vitscale.data.reader import SampleReader
 from vitscale.data.types import Batch, SampleTransform
 from vitscale.dist.collectives import all_reduce_sum
 from vitscale.dist.ranks import Ranks
 from vitscale.models import ModelConfig
+from vitscale.nn.input_form import InputForm
 from vitscale.objectives.draws import WithDraws
 
 _PREFETCH_BATCHES = 2
@@ -50,6 +52,29 @@ class ClassificationConfig(Config):
     """How images are resized."""
     patch_size: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
     """Side of the patches of a model with flexible ones: any that divides the image size. null: the smallest of model.flexible_patches."""
+    sequence_length: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
+    """Patches of an image at most, for a model with model.naflex, which keeps the aspect ratio of the whole image. null: the largest of
+    its sequence_lengths."""
+
+    def form(self, model: ModelConfig) -> InputForm:
+        """The form of the batches that `model` is evaluated on."""
+        form = model.eval_form if self.patch_size is None else replace(model.eval_form, patch_size=self.patch_size)
+        if self.sequence_length is None:
+            return form
+        assert form.sequence is not None, "the run's configuration is checked"
+        return replace(form, sequence=replace(form.sequence, length=self.sequence_length))
+
+    def form_problems(self, model: ModelConfig) -> Iterator[str]:
+        """What of this is not for the form that `model` takes, each with its key and the remedy."""
+        if self.patch_size is not None and (problem := model.patch_size_problem(self.patch_size)) is not None:
+            yield f"patch_size: {problem}"
+        is_sequence = model.eval_form.sequence is not None
+        if self.sequence_length is not None and not is_sequence:
+            yield f"sequence_length: {self.sequence_length} is for models with model.naflex; leave it out"
+        if is_sequence and self.resize != "squash":
+            yield f"resize: {self.resize} is for square images, and with model.naflex all keep their aspect ratio; leave it out"
+        if is_sequence and self.crop_fraction != 1.0:
+            yield f"crop_fraction: {self.crop_fraction} is for square images, and with model.naflex all are seen whole; leave it out"
 
 
 class ClassificationEval:
@@ -68,19 +93,8 @@ class ClassificationEval:
         self._num_classes = dataset.num_classes
         self._pin_memory = pin_memory
         self._share = Share(rank=ranks.rank, world_size=ranks.world_size, num_workers=config.num_workers, prefetch=_PREFETCH_BATCHES)
-        form = model.eval_form if config.patch_size is None else replace(model.eval_form, patch_size=config.patch_size)
         targets = config.labels.reader()
-        transform: SampleTransform = EvalTransform(
-            image_size=model.image_size,
-            num_channels=model.num_channels,
-            resize=config.resize,
-            crop_fraction=config.crop_fraction,
-            interpolation=config.interpolation,
-            targets=targets,
-        )
-        for key, mark in form.marks.items():
-            transform = WithDraws(transform=transform, key=key, source=mark, image_size=model.image_size)
-        self._transform = transform
+        self._transform = _transform(config, model=model, targets=targets)
         # Now and not when the first evaluation is due, which may be after a day of training.
         for sample in SampleReader(dataset).read(0, min(_PROBED_SAMPLES, dataset.num_samples)):
             targets(sample)
@@ -136,6 +150,23 @@ class ClassificationEval:
                 f"{self.config.path}: this data set has {self._num_classes} classes and the model {num_outputs} outputs;"
                 f" set objective.num_classes to {self._num_classes} or evaluate on another data set"
             )
+
+
+def _transform(config: ClassificationConfig, *, model: ModelConfig, targets: TargetReader) -> SampleTransform:
+    form, channels, interpolation = config.form(model), model.num_channels, config.interpolation
+    if form.sequence is not None:
+        return SequenceEvalTransform(sequence=form.sequence, num_channels=channels, interpolation=interpolation, targets=targets)
+    transform: SampleTransform = EvalTransform(
+        image_size=model.image_size,
+        num_channels=channels,
+        resize=config.resize,
+        crop_fraction=config.crop_fraction,
+        interpolation=interpolation,
+        targets=targets,
+    )
+    for key, mark in form.marks.items():
+        transform = WithDraws(transform=transform, key=key, source=mark, image_size=model.image_size)
+    return transform
 
 
 def count_correct(logits_BK: Tensor, *, labels_B: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 # B batch, C channels, H height, W width, N tokens, P patches, D width
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from vitscale.nn.context import BlockContext
 from vitscale.nn.counter_hash import SEED_KEY
 from vitscale.nn.dropout import Dropout, kept_patches, take_patches
 from vitscale.nn.factorised import FactorisedPositions
+from vitscale.nn.grid_batch import GridBatch
 from vitscale.nn.init import set_init, zeros
 from vitscale.nn.input_form import PATCH_SIZE_KEY
 from vitscale.nn.layers import norm_layer
@@ -50,7 +53,7 @@ class ViT(Backbone):
         self.norm_place = config.norm_place
         self.is_distilled = shape.is_distilled
         self.draw_keys = frozenset(config.draw_sources)
-        self.form_keys = frozenset(config.eval_form.marks)
+        self.form_keys = config.eval_form.keys
         self.block_runner: BlockRunner = run_block
         self.normaliser = Normaliser(mean=config.image_mean, std=config.image_std)
         self.embedding_dropout = Dropout(rate=config.dropout, site=0)
@@ -131,7 +134,7 @@ class ViT(Backbone):
             patches_BND = self.patch_embed(self.stem(image_BCHW), patch_size=patch_size // self.stem_stride)
         return patches_BND
 
-    def _embed(self, x_BND: Tensor, *, grid: Grid, seed_B: Tensor | None, patches_BP: Tensor | None) -> Tensor:
+    def _embed(self, x_BND: Tensor, *, grid: Grid | GridBatch, seed_B: Tensor | None, patches_BP: Tensor | None) -> Tensor:
         """Patch tokens to all tokens, with positions."""
         prefix = [token.expand(x_BND.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
         registers = [] if self.reg_token is None else [self.reg_token.expand(x_BND.shape[0], -1, -1)]
@@ -146,22 +149,28 @@ class ViT(Backbone):
         x_BND = self.embedding_dropout(x_BND, seed_B=seed_B)
         return x_BND if patches_BP is None else self._take_patches(x_BND, patches_BP)
 
-    def _with_positions(self, x_BND: Tensor, *, grid: Grid) -> Tensor:
+    def _with_positions(self, x_BND: Tensor, *, grid: Grid | GridBatch) -> Tensor:
         """Tokens plus the positions of all that have one."""
-        if self.pos_embed is not None:
-            return x_BND + self._learned_positions(self.pos_embed, grid=grid)
         if self.factorised_positions is not None:
-            table_1ND: Tensor = self.factorised_positions(grid=grid)
-            return x_BND + table_1ND
-        return x_BND if self.fixed_positions is None else x_BND + self.fixed_positions.like(x_BND, grid=grid)
+            factorised: Tensor = self.factorised_positions(grid=grid)
+            return x_BND + factorised
+        if self.pos_embed is None and self.fixed_positions is None:
+            return x_BND
+        make = partial(self._positions, x_BND)
+        return x_BND + (grid.table(make, num_prefix=self.num_prefix_positions) if isinstance(grid, GridBatch) else make(grid))
 
-    def _learned_positions(self, table_1ND: Tensor, *, grid: Grid) -> Tensor:
+    def _positions(self, like: Tensor, grid: Grid) -> Tensor:
+        """The table (1, N, D) of one grid: learned, with the rows of prefix tokens, or fixed."""
+        if self.pos_embed is None:
+            assert self.fixed_positions is not None
+            return self.fixed_positions.like(like, grid=grid)
         side = self.image_size // self.patch_size
         own = Grid(rows=side, columns=side)
         if grid == own:
-            return table_1ND
+            return self.pos_embed
         num_prefix = self.num_prefix_positions
-        return resample_positions(table_1ND, source=own, target=grid, num_prefix=num_prefix, mode=self.resampling).to(table_1ND.dtype)
+        table_1ND = resample_positions(self.pos_embed, source=own, target=grid, num_prefix=num_prefix, mode=self.resampling)
+        return table_1ND.to(self.pos_embed.dtype)
 
     def _kept_patches(self, seed_B: Tensor, *, grid: Grid) -> Tensor | None:
         if not self.patch_dropout:

@@ -1,6 +1,7 @@
 """The configuration of a vision transformer, and which class it builds."""
 
 from vitscale.models.merging_vit import MergingViT
+from vitscale.models.naflex_vit import NaFlexViT
 from vitscale.models.vit import ViT
 from vitscale.models.vit_settings import ViTSettings
 
@@ -10,4 +11,6 @@ class ViTConfig(ViTSettings):
 
     def build(self) -> ViT:
         """The model, with parameters on the current default device; see nn/init.py for their values."""
+        if self.naflex is not None:
+            return NaFlexViT(self)
         return ViT(self) if self.token_merging is None else MergingViT(self)

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
 from vitscale.models.base import BackboneConfig
+from vitscale.models.naflex import NaFlexConfig, naflex_problem
 from vitscale.models.settings import Count, one_per_channel, tiling_side, with_proposals
 from vitscale.models.variants import parse_variant
 from vitscale.models.vit_shape import ViTShape
@@ -116,6 +117,9 @@ class ViTSettings(BackboneConfig):
     """Adds a trained number to each attention score, for the offset of the two tokens; null: none."""
     token_merging: TokenMergingConfig | None = None
     """Patches that are alike are merged in every block (ToMe), in training and evaluation; null merges none."""
+    naflex: NaFlexConfig | None = None
+    """Images of mixed resolutions and aspect ratios as sequences of patches; null: square images of image_size pixels. With it
+    image_size says only how many patches a side the tables of positions have."""
     image_mean: tuple[float, ...] = (0.5,)
     """Subtracted from the image, in units where white is 1: one number per channel, or one for all."""
     image_std: tuple[float, ...] = (0.5,)
@@ -331,6 +335,14 @@ class ViTSettings(BackboneConfig):
                 raise ValueError(f"merging {reason}; use one of the two")
         return value
 
+    @field_validator("naflex")
+    @classmethod
+    def _sequences_go_with_the_rest(cls, value: NaFlexConfig | None, info: ValidationInfo) -> NaFlexConfig | None:
+        problem = naflex_problem(info.data) if value else None
+        if problem is not None:
+            raise ValueError(problem)
+        return value
+
     @field_validator("image_mean", "image_std")
     @classmethod
     def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
@@ -344,12 +356,16 @@ class ViTSettings(BackboneConfig):
 
     @property
     def input_forms(self) -> tuple[InputForm, ...]:
-        """One for each of the flexible patch sizes."""
+        """One for each of the flexible patch sizes or lengths of sequences."""
+        if self.naflex is not None:
+            return self.naflex.forms(patch_size=self.shape.patch_size)
         return tuple(InputForm(patch_size=size) for size in self.flexible_patches) or (InputForm(),)
 
     @property
     def eval_form(self) -> InputForm:
-        """The smallest of the flexible patch sizes."""
+        """The smallest of the flexible patch sizes, the longest of sequences."""
+        if self.naflex is not None:
+            return self.naflex.eval_form(patch_size=self.shape.patch_size)
         return InputForm(patch_size=self.shape.finest_patch) if self.flexible_patches else InputForm()
 
     def patch_size_problem(self, patch_size: int) -> str | None:
@@ -379,6 +395,7 @@ class ViTSettings(BackboneConfig):
             num_heads=num_heads,
             patch_size=patch_size,
             flexible_patches=self.flexible_patches,
+            sequence_length=max(self.naflex.sequence_lengths) if self.naflex else None,
             image_size=self.image_size,
             num_channels=self.num_channels,
             stem_config=self.stem,

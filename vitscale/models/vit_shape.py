@@ -20,6 +20,7 @@ class ViTShape:
     num_heads: int
     patch_size: int
     flexible_patches: tuple[int, ...]
+    sequence_length: int | None
     image_size: int
     num_channels: int
     stem_config: StemConfig
@@ -73,6 +74,11 @@ class ViTShape:
         return self.stem_config.out_channels(self.num_channels)
 
     @property
+    def num_patches(self) -> int:
+        """Patches of an image at most."""
+        return self.sequence_length or self.token_grid**2
+
+    @property
     def num_prefix(self) -> int:
         """Class, distillation and register tokens."""
         return int(self.class_token) + int(self.is_distilled) + self.num_registers
@@ -90,7 +96,7 @@ class ViTShape:
     @property
     def num_tokens(self) -> int:
         """Tokens that pass through the blocks: prefix tokens and patches, of which patch dropout leaves a part in training."""
-        return self.num_prefix + num_kept_patches(self.token_grid**2, rate=self.patch_dropout)
+        return self.num_prefix + num_kept_patches(self.num_patches, rate=self.patch_dropout)
 
     @property
     def blocks(self) -> tuple[BlockShape, ...]:
@@ -109,7 +115,7 @@ class ViTShape:
         """FLOPs of the forward pass of one image, without a head. Branches that stochastic depth leaves out are counted; the resampling
         of flexible patches, once per batch, is not."""
         kernel_side = self.finest_patch // self.stem_config.stride
-        embedding = 2 * self.token_grid**2 * self.kernel_channels * kernel_side**2 * self.width
+        embedding = 2 * self.num_patches * self.kernel_channels * kernel_side**2 * self.width
         embedding += self.stem.forward_flops if self.stem is not None else 0
         return sum(block.forward_flops for block in self.blocks) + embedding + self._pooling_flops()
 

@@ -95,6 +95,9 @@ class Attention(nn.Module):
         return mixed_BHNK.transpose(1, 2).flatten(2)
 
     def _bias(self, q_BHNK: Tensor, *, context: BlockContext, grid: Grid) -> Tensor | None:
+        """What is added to the scores, or which keys count."""
+        if context.mask_BN is not None:
+            return context.mask_BN[:, None, None, :]
         if self.position_bias is None:
             return None if context.bias_HNN is None else context.bias_HNN.unsqueeze(0)
         if isinstance(self.position_bias, DecomposedBias):

@@ -29,6 +29,8 @@ class BlockContext:
     """What is added to the attention scores of every block, where they share a bias."""
     patches_BP: Tensor | None = None
     """The patches that patch dropout has left, by their place in the grid; None: all."""
+    mask_BN: Tensor | None = None
+    """Which tokens are real, where the images of a batch have several numbers of patches; None: all."""
 
     def of_samples(self, index_K: Tensor) -> "BlockContext":
         """The context of some of the samples."""
@@ -37,4 +39,5 @@ class BlockContext:
             seed_B=None if self.seed_B is None else self.seed_B[index_K],
             rotation=None if self.rotation is None else self.rotation.of_samples(index_K),
             patches_BP=None if self.patches_BP is None else self.patches_BP[index_K],
+            mask_BN=None if self.mask_BN is None else self.mask_BN[index_K],
         )

@@ -5,6 +5,7 @@
 import torch
 from torch import Tensor, nn
 
+from vitscale.nn.grid_batch import GridBatch
 from vitscale.nn.init import normal, set_init
 from vitscale.nn.position_table import AxisTable, set_table
 from vitscale.nn.relative_tables import resample_line
@@ -21,8 +22,11 @@ class FactorisedPositions(nn.Module):
             set_table(set_init(nn.Parameter(torch.empty(length, width)), normal(0.02)), AxisTable(length=length)) for length in grid
         )
 
-    def forward(self, *, grid: Grid) -> Tensor:
-        """The table (1, N, D) to add to the patch tokens of a grid."""
+    def forward(self, *, grid: Grid | GridBatch) -> Tensor:
+        """The table (1, N, D) to add to the patch tokens of a grid, or (B, N, D) for the grids of a batch."""
+        return grid.table(self._table) if isinstance(grid, GridBatch) else self._table(grid)
+
+    def _table(self, grid: Grid) -> Tensor:
         rows_RD = resample_line(self.rows, length=grid.rows, dim=0)
         columns_CD = resample_line(self.columns, length=grid.columns, dim=0)
         table_ND = (rows_RD.unsqueeze(1) + columns_CD).flatten(0, 1)

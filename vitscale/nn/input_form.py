@@ -10,6 +10,22 @@ from vitscale.dist.seeding import CounterRng, DrawSource
 PATCH_SIZE_KEY = "patch_size"
 """Batch key of a tensor (B, P, 0) without values: P is the side in pixels of the batch's patches. A shape is known to the host, which
 need not wait for the device to learn it."""
+PATCH_GRID_KEY = "patch_grid"
+"""Batch key of int64 (B, 2): rows and columns of the patches of each image, where images are sequences of patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSequence:
+    """Images as sequences of patches (NaFlex): an image keeps its aspect ratio, is cut into at most `length` square patches, and filled
+    up to `length` with zeros.
+
+    It travels as an image (C, length * patch_size, patch_size), its patches one below the other, row by row.
+    """
+
+    length: int
+    patch_size: int
+    least_share: float = 1.0
+    """A training image has at most a share of `length` patches that is drawn evenly between this and 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +45,13 @@ class InputForm:
 
     patch_size: int | None = None
     """Side in pixels of the patches that the model cuts them into; None: its own, always the same."""
+    sequence: PatchSequence | None = None
+    """How they are sequences of patches; None: they are square images, all of one size."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """What the model reads of a batch to know its form, beside the images."""
+        return frozenset(self.marks) | ({PATCH_GRID_KEY} if self.sequence else set())
 
     @property
     def marks(self) -> dict[str, DrawSource]:

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from vitscale.config import Config
-from vitscale.data.images.transforms import AugmentConfig, TrainTransform
+from vitscale.data.images.patch_sequences import image_transform
+from vitscale.data.images.transforms import AugmentConfig
 from vitscale.data.labels import ClassLabels, LabelsConfig
 from vitscale.data.types import Batch, InputSpec, SampleTransform
 from vitscale.models import Backbone, BackboneShape, Draws
@@ -98,13 +99,7 @@ class SupervisedConfig(Config):
 
     def sample_transform(self, inputs: InputSpec) -> SampleTransform:
         """What the loader's workers do to a training sample."""
-        transform: SampleTransform = TrainTransform(
-            image_size=inputs.image_size,
-            num_channels=inputs.num_channels,
-            augment=self.augment,
-            targets=self.labels.reader(num_classes=self.num_classes),
-            jpeg_decoder=inputs.jpeg_decoder,
-        )
+        transform = image_transform(inputs, augment=self.augment, targets=self.labels.reader(num_classes=self.num_classes))
         if self.erasing is not None:
             transform = WithDraws(transform=transform, key=ERASE_KEY, source=self.erasing, image_size=inputs.image_size)
         if self.mixing.is_on:

@@ -179,7 +179,7 @@ def _demand(started: Started, *, ranks: Ranks, replayed: Losses) -> Demand:
     model, forms = config.model, config.model.input_forms
     inputs = partial(InputSpec, num_channels=model.num_channels, jpeg_decoder=config.data.jpeg_decoder)
     transforms = tuple(
-        config.objective.sample_transform(inputs(image_size=size, draws=form.marks | model.draw_sources))
+        config.objective.sample_transform(inputs(image_size=size, draws=form.marks | model.draw_sources, sequence=form.sequence))
         for size in config.stage_image_sizes
         for form in forms
     )

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vitscale.data.images.patch_sequences import joined_images
 from vitscale.data.types import Batch
+from vitscale.nn.input_form import PATCH_GRID_KEY
 
 _SMALLEST_SIDE = 96
 _CAPTION_HEIGHT = 14
@@ -27,6 +29,12 @@ def picture_grid(images: Tensor, *, captions: Sequence[str]) -> Image.Image:
         row, column = divmod(index, columns)
         grid.paste(tile, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
     return grid
+
+
+def shown_images(batch: Batch, *, count: int) -> Tensor:
+    """The first `count` images of a batch (uint8, B C H W), put together again where they are sequences of patches."""
+    images = batch["image"][:count]
+    return joined_images(images, batch[PATCH_GRID_KEY][:count]) if PATCH_GRID_KEY in batch else images
 
 
 def captions(batch: Batch, *, count: int, classes: Sequence[str] | None) -> list[str]:

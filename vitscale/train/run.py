@@ -21,7 +21,7 @@ from vitscale.train.goodput import TimeLedger
 from vitscale.train.guards import StopRequest, Verdict
 from vitscale.train.losses import LossLedger
 from vitscale.train.pending import StepSummary
-from vitscale.train.pictures import captions
+from vitscale.train.pictures import captions, shown_images
 from vitscale.train.rank_report import RankReport, share, total_io
 from vitscale.train.reporter import Reporter
 from vitscale.train.reports import DataReport, InputPictures
@@ -213,7 +213,7 @@ class Run:
         count = self.config.train.log_images
         if count and self.reporter.is_main:
             shown = captions(batch, count=count, classes=self.data.classes)
-            self.reporter.pictures(InputPictures(step=state.step, images=batch["image"][:count], captions=shown))
+            self.reporter.pictures(InputPictures(step=state.step, images=shown_images(batch, count=count), captions=shown))
 
     def save(self, state: TrainState, *, last: bool) -> None:
         """Begin to save a checkpoint. All ranks. A failure is told, and training goes on; but the `last` one of a start is waited

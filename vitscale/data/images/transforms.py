@@ -118,14 +118,6 @@ class TrainTransform:
     def __call__(self, sample: RawSample, rng: CounterRng) -> SampleFields:
         """Raises `UnreadableSampleError` for an image that cannot be decoded, `DataError` for a target that cannot be used; both
         name shard and key."""
-        image_HWC = self._crop(sample, rng)
-        if self.augment.flip and rng.chance(0.5):
-            image_HWC = image_HWC[:, ::-1]
-        image_HWC = apply_operations(image_HWC, self.augment.draw_operations(rng, image_size=self.image_size))
-        targets = {} if self.targets is None else self.targets(sample)
-        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), **targets}
-
-    def _crop(self, sample: RawSample, rng: CounterRng) -> Image:
         size, augment = self.image_size, self.augment
         part_HWC = decode_crop_member(
             sample,
@@ -134,11 +126,9 @@ class TrainTransform:
             size=size,
             jpeg_decoder=self.jpeg_decoder,
         )
-        resized_HWC = resize(part_HWC, height=size, width=size, interpolation=_drawn(augment.interpolation, rng))
-        if augment.padding is None:
-            return resized_HWC
-        span = 2 * augment.padding + 1
-        return _shift(resized_HWC, down=augment.padding - rng.integer(0, span), right=augment.padding - rng.integer(0, span))
+        image_HWC = augmented(part_HWC, height=size, width=size, augment=augment, rng=rng)
+        targets = {} if self.targets is None else self.targets(sample)
+        return {"image": np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), **targets}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +162,18 @@ class EvalTransform:
             return target, target
         shorter = min(height, width)
         return target * height // shorter, target * width // shorter
+
+
+def augmented(part_HWC: Image, *, height: int, width: int, augment: AugmentConfig, rng: CounterRng) -> Image:
+    """A crop resized and changed in every way that `augment` asks for: (height, width, C)."""
+    image_HWC = resize(part_HWC, height=height, width=width, interpolation=_drawn(augment.interpolation, rng))
+    if augment.padding is not None:
+        span = 2 * augment.padding + 1
+        image_HWC = _shift(image_HWC, down=augment.padding - rng.integer(0, span), right=augment.padding - rng.integer(0, span))
+    if augment.flip and rng.chance(0.5):
+        image_HWC = image_HWC[:, ::-1]
+    # Of an image that is not square, operations that move pixels take the side of a square of as many pixels.
+    return apply_operations(image_HWC, augment.draw_operations(rng, image_size=math.isqrt(height * width)))
 
 
 def resize(image_HWC: Image, *, height: int, width: int, interpolation: Interpolation = "bilinear") -> Image:
