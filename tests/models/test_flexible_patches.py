@@ -64,11 +64,16 @@ def test_every_patch_size_equals_the_oracle_in_logits_and_gradients(values: dict
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), name
 
 
-def test_without_a_mark_the_smallest_patches_are_taken() -> None:
+@pytest.mark.parametrize(("values", "taken", "other"), [(FLEXIBLE, 8, 4), (PAPER, 4, 5)])
+def test_without_a_mark_the_kernels_own_patches_are_taken_or_the_smallest(values: dict, taken: int, other: int) -> None:
+    backbone = random_classifier(ViTConfig.model_validate(values), num_classes=7).backbone
+    pixels = image(backbone.image_size)
+    assert torch.equal(backbone(pixels).pooled_BD, backbone(pixels, draws=marked(taken)).pooled_BD)
+    assert (backbone(pixels).pooled_BD - backbone(pixels, draws=marked(other)).pooled_BD).abs().max() > 1e-3
+
+
+def test_evaluations_take_the_smallest_patches() -> None:
     config = ViTConfig.model_validate(FLEXIBLE)
-    ours = random_classifier(config, num_classes=7)
-    assert torch.equal(ours.backbone(image(24)).pooled_BD, ours.backbone(image(24), draws=marked(4)).pooled_BD)
-    assert (ours.backbone(image(24)).pooled_BD - ours.backbone(image(24), draws=marked(6)).pooled_BD).abs().max() > 1e-3
     assert config.eval_form == InputForm(patch_size=4)
     assert config.input_forms == tuple(InputForm(patch_size=size) for size in (4, 6, 8, 12))
 

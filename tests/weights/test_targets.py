@@ -23,6 +23,8 @@ def chosen(config: Config, target: Format, *, num_classes: int = 5, has_pre_logi
 @pytest.mark.parametrize("target", LAYOUTS)
 def test_a_plain_model_fits_everywhere_also_with_what_matters_in_training_only(target: Format) -> None:
     assert chosen(model(stochastic_depth=0.1, dropout=0.1), target) == LAYOUTS[target][0]
+    assert chosen(model(flexible_patches=(2, 6)), target) == LAYOUTS[target][0]
+    assert chosen(model(naflex={"sequence_lengths": (9,)}), target) == LAYOUTS[target][0]
 
 
 def test_the_first_layout_that_holds_it_is_taken() -> None:
@@ -39,6 +41,8 @@ def test_what_does_not_fit_is_named() -> None:
         chosen(model(), "timm", has_pre_logits=True)
     with pytest.raises(CheckpointError, match=r"model\.class_token is set, without being pooled"):
         chosen(model(pooling="mean", class_token=True), "vit_jax")
+    with pytest.raises(CheckpointError, match=r"model\.image_size 12 is none of model\.patch_size 5"):
+        chosen(model(patch_size=5, flexible_patches=(2, 6)), "timm")
 
     class OtherConfig(Config):
         kind: str = "other"

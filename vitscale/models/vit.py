@@ -47,7 +47,7 @@ class ViT(Backbone):
         self.num_channels = shape.num_channels
         self.num_prefix = shape.num_prefix
         self.num_prefix_positions = shape.num_prefix_positions
-        self.default_patch = shape.finest_patch
+        self.default_patch = shape.patch_size if shape.image_size % shape.patch_size == 0 else shape.finest_patch
         self.pooling = config.pooling
         self.resampling = config.resampling
         self.norm_place = config.norm_place
@@ -122,7 +122,7 @@ class ViT(Backbone):
         return Features(pooled_BD=self._pool(x_BND, sizes_BN=sizes_BN), tokens_BND=x_BND, distilled_BD=distilled_BD)
 
     def _patch_size(self, draws: Draws | None) -> int:
-        """Side of the patches of this batch, as its mark says; without one the model's, or the smallest of flexible ones."""
+        """Side of the patches of this batch, as its mark says; without one the kernel's own if they tile the image, else the smallest."""
         mark_BP0 = None if draws is None else draws.get(PATCH_SIZE_KEY)
         return self.default_patch if mark_BP0 is None else mark_BP0.shape[1]
 

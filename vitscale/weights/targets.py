@@ -23,10 +23,10 @@ _ANYWHERE = frozenset(
     {
         "kind", "variant", "patch_size", "image_size", "num_channels", "num_heads", "width", "depth", "mlp_width", "gelu",
         "layer_norm_eps", "image_mean", "image_std", "resampling",
-        "flexible_patches", "stochastic_depth", "stochastic_depth_schedule", "dropout", "patch_dropout",
+        "flexible_patches", "naflex", "stochastic_depth", "stochastic_depth_schedule", "dropout", "patch_dropout",
     }
 )  # fmt: skip
-"""Settings that every layout carries, in tensors or beside them, and those that matter in training only."""
+"""Settings that every layout carries, in tensors or beside them, and those that matter in training, or for other inputs, only."""
 
 _TABLES = ("learned", "sincos2d_mae", "sincos2d_big_vision")
 _BOTH = (True, False)
@@ -125,6 +125,8 @@ def _problem(model: ViTConfig, *, layout: Layout, num_classes: int, has_pre_logi
         allowed = room.settings.get(name, (setting.get_default(call_default_factory=True),))
         if name not in _ANYWHERE and value not in allowed:
             return f"model.{name} is {value!r}, and it knows {' and '.join(map(repr, allowed))}"
+    if model.image_size % model.shape.patch_size:
+        return f"its images are whole patches, and model.image_size {model.image_size} is none of model.patch_size {model.shape.patch_size}"
     if has_pre_logits and not room.has_pre_logits:
         return "it has no layer before the head (objective.pre_logits)"
     return room.problem(model, num_classes)
