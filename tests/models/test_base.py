@@ -14,6 +14,7 @@ def test_run_block_calls_the_block() -> None:
 SMALL = {
     "vit": {"variant": "mu/8", "image_size": 16},
     "swin": {"width": 16, "depths": (1, 1), "num_heads": (1, 2), "patch_size": 8, "image_size": 16},
+    "hiera": {"width": 16, "depths": (1, 1), "num_heads": 1, "patch_size": 4, "image_size": 16},
 }
 
 

@@ -1,6 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 
-from vitscale.models.settings import IMAGENET, linear_drop_rates, tiling_side, with_proposals
+from vitscale.models.settings import IMAGENET, as_the_variant_has_it, linear_drop_rates, tiling_side, with_proposals
 
 
 def test_what_is_given_replaces_what_is_proposed() -> None:
@@ -21,3 +23,10 @@ def test_a_side_is_a_multiple_of_the_patch() -> None:
 def test_drop_rates_rise_from_nothing() -> None:
     assert linear_drop_rates(0.4, depth=3) == pytest.approx((0.0, 0.2, 0.4))
     assert linear_drop_rates(0.4, depth=1) == (0.0,)
+
+
+def test_a_setting_that_the_variant_fixes_cannot_be_another() -> None:
+    info = SimpleNamespace(field_name="width", data={"variant": "X"})
+    assert as_the_variant_has_it(3, info, fixed={"width": 3}) == as_the_variant_has_it(3, info, fixed={}) == 3
+    with pytest.raises(ValueError, match=r"3 contradicts model\.variant X, which has 4; leave it out"):
+        as_the_variant_has_it(3, info, fixed={"width": 4})

@@ -41,7 +41,10 @@ def test_a_variant_fixes_the_version_and_proposes_how_colour_is_normalised() -> 
             ["pretrained_window_sizes: has no meaning in version 1, whose table is resampled by init_from"],
         ),
         ({**SMALL, "version": 2, "pretrained_window_sizes": (4,)}, ["pretrained_window_sizes: 1 numbers for 2 stages; give one for each"]),
-        ({"image_size": 32, "variant": "SwinV2-T", "version": 1}, ["version: 1 contradicts model.variant SwinV2-T; leave it out"]),
+        (
+            {"image_size": 32, "variant": "SwinV2-T", "version": 1},
+            ["version: 1 contradicts model.variant SwinV2-T, which has 2"],
+        ),
         ({"image_size": 32, "variant": "Swin-Q"}, ["variant: expected 'Swin-T', 'Swin-S'"]),
         ({**SMALL, "resampling": "google"}, ["resampling: google has no rule for tables of relative positions; use one of timm, hf"]),
         ({**SMALL, "version": 2, "resampling": "timm"}, ["resampling: has no effect in version 2, which computes its biases"]),

@@ -55,3 +55,19 @@ def test_a_branch_that_no_sample_keeps_still_has_gradients() -> None:
     assert torch.equal(y_BND, torch.ones(1, 2, 4))
     y_BND.sum().backward()
     assert layer.weight.grad.abs().sum() == 0
+
+
+def test_what_goes_past_a_branch_may_be_another_tensor() -> None:
+    x_BND, past_BND = torch.randn(16, 2, 4), torch.randn(16, 1, 8)
+
+    def branch(x_KND: Tensor, _: BlockContext) -> Tensor:
+        return torch.cat([x_KND, x_KND], dim=2)[:, :1]
+
+    drawn = context(torch.arange(16), [0.5])
+    kept_K = drawn.kept[0]
+    y_BND = add_branch(x_BND, branch, context=drawn, index=0, rate=0.5, past_BND=past_BND)
+    expected_BND = past_BND.clone()
+    expected_BND[kept_K] += 2 * branch(x_BND, drawn)[kept_K]
+    torch.testing.assert_close(y_BND, expected_BND)
+    plain_BND = add_branch(x_BND, branch, context=context(torch.arange(16), [0.0]), index=0, rate=0.0, past_BND=past_BND)
+    assert torch.equal(plain_BND, past_BND + branch(x_BND, drawn))

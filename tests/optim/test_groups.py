@@ -7,6 +7,7 @@ SHAPES = [
     ("backbone.patch_embed.bias", (96,)),
     ("backbone.cls_token", (1, 1, 96)),
     ("backbone.pos_embed", (1, 17, 96)),
+    ("backbone.window_pos_embed", (1, 64, 96)),
     ("backbone.blocks.0.norm1.weight", (96,)),
     ("backbone.blocks.0.attn.qkv.weight", (288, 96)),
     ("backbone.blocks.0.attn.position_bias.table", (169, 3)),

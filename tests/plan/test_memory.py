@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitscale.models import BlockShape, ViTConfig
+from vitscale.models import BlockShape, HieraConfig, SwinConfig, ViTConfig
 from vitscale.nn.init import materialise
 from vitscale.nn.resample import Grid
 from vitscale.plan.memory import ModelSize, estimate_memory
@@ -123,6 +123,49 @@ def test_what_a_block_keeps_for_backward_is_what_is_counted(changes: dict) -> No
     with torch.device("meta"):
         vit = config.build()
     block = materialise(vit, seed=0).blocks[0]
+    # Several images: tables of positions, and the network that makes one, are kept once for all of them.
+    batch = 8
+    x_BND = torch.randn(batch, 64, 64, requires_grad=True)
+    context = vit._context(x_BND, grid=Grid(8, 8), seed_B=None, patches_BP=None)
+    y, kept_bytes = run_and_count(block, x_BND, context=context)
+    y_BND = y if isinstance(y, torch.Tensor) else y.x_BND
+    assert y_BND.shape == (batch, config.shape.blocks[0].mlp_tokens, 64)
+    assert estimated_bytes(config.shape.blocks[0], batch=batch) == pytest.approx(kept_bytes, rel=0.05)
+
+
+SWIN = {"image_size": 32, "patch_size": 2, "width": 32, "depths": (2, 1), "num_heads": (2, 4), "window_size": 4}
+HIERA = {"image_size": 32, "patch_size": 2, "width": 32, "depths": (1, 1, 1), "num_heads": 2, "window_stages": 1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SwinConfig.model_validate(SWIN),
+        SwinConfig.model_validate({**SWIN, "version": 2}),
+        SwinConfig.model_validate({**SWIN, "window_size": 5}),
+        HieraConfig.model_validate(HIERA),
+        HieraConfig.model_validate({**HIERA, "shortcut": "concatenate", "layer_scale": 0.1}),
+    ],
+)
+def test_what_blocks_of_hierarchies_keep_for_backward_is_what_is_counted(config: SwinConfig | HieraConfig) -> None:
+    with torch.device("meta"):
+        model = config.build()
+    materialise(model, seed=0)
+    found: list[int] = []
+
+    def runner(_index: int, block: torch.nn.Module, x: torch.Tensor, /, **context: object) -> torch.Tensor:
+        y, kept_bytes = run_and_count(block, x.detach().requires_grad_(), **context)
+        found.append(kept_bytes)
+        return y
+
+    model.block_runner = runner
+    model(torch.randn(16, 3, 32, 32))
+    for shape, kept_bytes in zip(config.shape.blocks, found, strict=True):
+        assert estimated_bytes(shape, batch=16) == pytest.approx(kept_bytes, rel=0.05)
+
+
+def run_and_count(block: torch.nn.Module, x: torch.Tensor, **context: object):  # type: ignore[no-untyped-def]
+    """What the block makes, and the bytes that autograd keeps for its backward pass beside its weights."""
     owned = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     kept: dict[int, int] = {}
 
@@ -132,16 +175,13 @@ def test_what_a_block_keeps_for_backward_is_what_is_counted(changes: dict) -> No
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    # Several images: tables of positions, and the network that makes one, are kept once for all of them.
-    batch = 8
-    x_BND = torch.randn(batch, 64, 64, requires_grad=True)
-    context = vit._context(x_BND, grid=Grid(8, 8), seed_B=None, patches_BP=None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y = block(x_BND, context=context)
-    y_BND = y if isinstance(y, torch.Tensor) else y.x_BND
-    assert y_BND.shape == (batch, config.shape.blocks[0].mlp_tokens, 64)
-    outside = 3 * 64 * 64 * batch
-    estimated = estimate(
-        ModelSize(num_parameters=0, blocks=config.shape.blocks[:1]), precision="fp32", micro_batch=batch, world_size=1
-    ).activations
-    assert estimated - 4 * outside == pytest.approx(sum(kept.values()), rel=0.05)
+        y = block(x, **context)
+    return y, sum(kept.values())
+
+
+def estimated_bytes(block: BlockShape, *, batch: int) -> int:
+    """The estimate for one block without what lies outside of blocks."""
+    size = ModelSize(num_parameters=0, blocks=(block,))
+    activations = estimate(size, precision="fp32", micro_batch=batch, world_size=1).activations
+    return activations - 4 * 3 * batch * block.num_tokens * block.width

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
 from vitscale.nn.input_form import InputForm
+from vitscale.nn.preprocess import Normaliser
 from vitscale.nn.stem import StemShape
 
 
@@ -25,6 +26,16 @@ class BlockRunner(Protocol):
 
 Draws = Mapping[str, Tensor]
 """What the loader adds to each sample for the model, by batch key: numbers drawn in training, and marks of the batch's form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledInput:
+    """What goes into a block that pools its queries, and so makes fewer and wider tokens of it."""
+
+    width: int
+    num_tokens: int
+    projects: bool
+    """Whether what goes past the attention is brought to the new width by a matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +54,10 @@ class BlockShape:
     """Of the tokens, those that are merged into others between attention and MLP."""
     matching_flops: int = 0
     """What it takes to find them, in the forward pass."""
+    lies_in_windows: bool = False
+    """Whether the tokens come window by window, so that nothing is copied to cut them."""
+    pooled_input: PooledInput | None = None
+    """What goes in, where that is not `num_tokens` of `width`; `attended_tokens` are of those."""
     num_score_heads: int = 0
     """Heads whose scores are kept for backward: those with a trained bias, for which the fused kernels have no gradient."""
     rotary: Literal["fixed", "learned"] | None = None
@@ -54,19 +69,23 @@ class BlockShape:
     is_parallel: bool = False
     """Whether attention and MLP share one norm."""
     qk_norm: bool = False
+    by_cosines: bool = False
+    """Whether attention is by cosines: queries and keys divided by their lengths, and the queries scaled."""
     mlp_norm: bool = False
     layer_scale: bool = False
 
     @property
     def num_weights(self) -> int:
         """Elements of the block's matrices."""
-        return self.width * (4 * self.width + self._mlp_matrices * self.mlp_width)
+        pooled = self.pooled_input
+        into_attention = 3 * self.width if pooled is None else (4 if pooled.projects else 3) * pooled.width
+        return self.width * (into_attention + self.width + self._mlp_matrices * self.mlp_width)
 
     @property
     def forward_flops(self) -> int:
         """FLOPs of the forward pass of one image."""
         in_attention = self.num_tokens + self.padding_tokens
-        projections = 2 * (3 * in_attention + self.num_tokens) * self.width**2
+        projections = self._qkv_flops + 2 * self.num_tokens * self.width**2
         attention = 4 * in_attention * self.attended_tokens * self.width
         mlp = 2 * self._mlp_matrices * self.mlp_tokens * self.width * self.mlp_width
         return projections + attention + self.bias_flops + mlp + self.matching_flops
@@ -75,6 +94,14 @@ class BlockShape:
     def mlp_tokens(self) -> int:
         """Tokens that pass through the MLP, and leave the block."""
         return self.num_tokens - self.merged_tokens
+
+    @property
+    def _qkv_flops(self) -> int:
+        """Of the projections to queries, keys and values, and of the one past the attention."""
+        pooled = self.pooled_input
+        if pooled is None:
+            return 6 * (self.num_tokens + self.padding_tokens) * self.width**2
+        return (8 if pooled.projects else 6) * pooled.num_tokens * pooled.width * self.width
 
     @property
     def _mlp_matrices(self) -> int:
@@ -184,6 +211,7 @@ class Backbone(nn.Module, ABC):
     image_size: int
     patch_size: int
     num_channels: int
+    normaliser: Normaliser
     blocks: nn.ModuleList
     norm: nn.Module
     block_runner: BlockRunner
@@ -195,13 +223,13 @@ class Backbone(nn.Module, ABC):
     """What `draws` always holds: which form the images have."""
 
     @property
-    @abstractmethod
     def compute_dtype(self) -> torch.dtype:
         """The type that images are normalised to: that of the parameters."""
+        return next(self.parameters()).dtype
 
-    @abstractmethod
     def normalise(self, image_BCHW: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to normalised images of the compute type on the same device."""
+        return self.normaliser(image_BCHW, dtype=self.compute_dtype)
 
     @abstractmethod
     def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from vitscale.models import MODELS
+from vitscale.models.hiera_settings import HIERA_PATCH_STRIDE, HIERA_VARIANTS
 from vitscale.models.swin_settings import SWIN_PATCH_SIZE, SWIN_VARIANTS
 from vitscale.models.variants import MODELS_BY_NAME, SIZES, known_patches, parse_variant
 
@@ -48,6 +49,8 @@ def _all_named() -> Iterator[_Named]:
             yield _Named(kind="vit", name=name, side_multiple=parse_variant(name).patch_size)
     for swin in SWIN_VARIANTS:
         yield _Named(kind="swin", name=swin, side_multiple=SWIN_PATCH_SIZE)
+    for hiera, variant in HIERA_VARIANTS.items():
+        yield _Named(kind="hiera", name=hiera, side_multiple=HIERA_PATCH_STRIDE * 2 ** (len(variant.depths) - 1))
 
 
 def _entry(named: _Named, *, image_size: int) -> Entry:

@@ -1,9 +1,11 @@
 """What the settings of every kind of backbone check and fill in alike."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationInfo
+
+T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -39,6 +41,14 @@ def one_per_channel(value: tuple[float, ...], info: ValidationInfo) -> tuple[flo
 def linear_drop_rates(last: float, *, depth: int) -> tuple[float, ...]:
     """Stochastic depth of each block: from 0 at the first to `last` (Huang et al. 2016)."""
     return tuple(last * index / max(1, depth - 1) for index in range(depth))
+
+
+def as_the_variant_has_it(value: T, info: ValidationInfo, *, fixed: Mapping[str, Any]) -> T:
+    """A setting, if it is not another one than the variant fixes."""
+    expected = fixed.get(str(info.field_name), value)
+    if value != expected:
+        raise ValueError(f"{value} contradicts model.variant {info.data['variant']}, which has {expected}; leave it out")
+    return value
 
 
 def _with_tuples(value: Any) -> Any:

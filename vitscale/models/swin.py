@@ -2,7 +2,6 @@
 
 # B batch, C channels, H height, W width, N tokens, D width; of a map: R rows, C columns
 
-import torch
 from torch import Tensor, nn
 
 from vitscale.models.base import Backbone, BlockRunner, Draws, Features, run_block
@@ -147,15 +146,6 @@ class Swin(Backbone):
                     set_init(layer.bias, zeros())
         depths = [stage.depth for stage in shape.stages]
         self._stage_starts = [sum(depths[:stage]) for stage in range(1, len(depths))]
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The type of the parameters."""
-        return self.patch_embed.weight.dtype
-
-    def normalise(self, image_BCHW: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to normalised images of the compute type on the same device."""
-        return self.normaliser(image_BCHW, dtype=self.compute_dtype)
 
     def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:
         """Normalised images (B, C, H, W), sides multiples of the patch size, to features; `tokens_BND` is the last map, row by row.

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from vitscale.dist.seeding import DrawSource
 from vitscale.models.base import BackboneConfig
-from vitscale.models.settings import IMAGENET, Count, linear_drop_rates, one_per_channel, tiling_side, with_proposals
+from vitscale.models.settings import IMAGENET, Count, as_the_variant_has_it, linear_drop_rates, one_per_channel, tiling_side, with_proposals
 from vitscale.models.swin_shape import StageShape, SwinShape
 from vitscale.nn.counter_hash import SEED_KEY, SeedSource
 from vitscale.nn.mlp import Gelu
@@ -103,9 +103,7 @@ class SwinSettings(BackboneConfig):
     @classmethod
     def _is_the_variants(cls, value: Version, info: ValidationInfo) -> Version:
         name = info.data.get("variant")
-        if name is not None and value != SWIN_VARIANTS[name].version:
-            raise ValueError(f"{value} contradicts model.variant {name}; leave it out")
-        return value
+        return as_the_variant_has_it(value, info, fixed={"version": SWIN_VARIANTS[name].version} if name else {})
 
     @field_validator("image_size")
     @classmethod
@@ -200,6 +198,7 @@ class SwinSettings(BackboneConfig):
             window=window,
             # One window has no neighbours to exchange anything with.
             shift=window // 2 if grid > window else 0,
+            by_cosines=self.version == 2,
             unit_window=self.pretrained_window_sizes[index] if self.pretrained_window_sizes else window,
         )
 

@@ -16,6 +16,7 @@ class StageShape:
     grid: int
     window: int
     shift: int
+    by_cosines: bool
     unit_window: int
     """For version 2: the window in whose units the position bias sees offsets."""
 
@@ -30,6 +31,7 @@ class StageShape:
             attended_tokens=self.window**2,
             padding_tokens=padded**2 - self.grid**2,
             num_score_heads=self.num_heads,
+            by_cosines=self.by_cosines,
         )
 
 

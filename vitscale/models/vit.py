@@ -82,15 +82,6 @@ class ViT(Backbone):
         self.norm = norm_layer(config.norm, width=shape.width, eps=config.layer_norm_eps)
         self.attn_pool = _attention_pool(config) if config.pooling == "map" else None
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The type of the parameters."""
-        return self.patch_embed.weight.dtype
-
-    def normalise(self, image_BCHW: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to normalised images of the compute type on the same device."""
-        return self.normaliser(image_BCHW, dtype=self.compute_dtype)
-
     def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:
         """Normalised images (B, C, H, W) to features, whose `tokens_BND` begin with the prefix tokens.
 

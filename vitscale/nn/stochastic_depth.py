@@ -28,16 +28,18 @@ def kept_samples(seed_B: Tensor, *, rates: Sequence[float]) -> tuple[Tensor | No
     return tuple(order_BR[:count, branch] if rates[branch] else None for branch, count in enumerate(counts))
 
 
-def add_branch(x_BND: Tensor, branch: Branch, *, context: BlockContext, index: int, rate: float) -> Tensor:
+def add_branch(x_BND: Tensor, branch: Branch, *, context: BlockContext, index: int, rate: float, past_BND: Tensor | None = None) -> Tensor:
     """`x + branch(x)`; where samples are dropped, `x + branch(x) / (1 - rate)` for those that keep branch number `index`.
 
+    `past_BND` is what goes past the branch, where that is not `x` itself.
     A branch that no sample keeps still runs, on no sample: every rank must gather its weights and reduce their gradients.
     """
     kept_K = context.kept[index] if context.kept else None
+    past_BND = x_BND if past_BND is None else past_BND
     if kept_K is None:
-        return x_BND + branch(x_BND, context)
+        return past_BND + branch(x_BND, context)
     y_KND = branch(x_BND[kept_K], context.of_samples(kept_K))
-    return x_BND.index_add(0, kept_K, y_KND, alpha=1 / (1 - rate))
+    return past_BND.index_add(0, kept_K, y_KND, alpha=1 / (1 - rate))
 
 
 def add_result(x_BND: Tensor, y_BND: Tensor, *, context: BlockContext, index: int, rate: float) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Embeddings are added to activations, not multiplied with them; shrinking them to zero is no regularisation of a kernel.
-_EMBEDDINGS = ("pos_embed", "cls_token", "dist_token", "reg_token", "latent")
+_EMBEDDINGS = ("pos_embed", "window_pos_embed", "cls_token", "dist_token", "reg_token", "latent")
 
 # What says where tokens are: tables, frequencies, the small network that makes a bias (microsoft/Swin-Transformer,
 # `no_weight_decay_keywords`; timm's `RotaryEmbeddingMixed.no_weight_decay`).

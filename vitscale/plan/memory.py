@@ -6,7 +6,7 @@ autograd keeps for a pre-norm block with fused attention for the activations.
 
 from dataclasses import dataclass
 
-from vitscale.models import BlockShape
+from vitscale.models import BlockShape, PooledInput
 from vitscale.nn.stem import StemShape, UnitShape
 from vitscale.plan.cluster import Device
 from vitscale.run_config import Precision, RecomputeMode
@@ -115,17 +115,20 @@ def _unit_bytes(unit: UnitShape, *, item_bytes: int, recompute: RecomputeMode) -
 def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     """In units of N x D of a plain block: 8 + 2 r kept whole (r = MLP ratio), 6 + r when only matrix products are kept, 1 when
     only the block's input is; but for the last, the scores of attention as well where no fused kernel computes it."""
+    pooling = _pooling_elements(block.pooled_input, block=block, recompute=recompute) if block.pooled_input else 0
     if recompute == "full":
-        return block.num_tokens * block.width
+        return block.num_tokens * block.width + pooling
     # What attention sees: with windows, the tokens that fill them up as well. Its queries, keys, values and result.
     attention = 4 * (block.num_tokens + block.padding_tokens) * block.width
     hidden = block.mlp_tokens * block.mlp_width
-    if block.attended_tokens < block.num_tokens and recompute == "none":
-        # Cut into windows and joined again: both are copies.
+    is_cut = block.attended_tokens < block.num_tokens and not block.lies_in_windows
+    if is_cut and not block.num_score_heads and recompute == "none":
+        # What the fused kernels give, before the windows are joined again.
         attention += (block.num_tokens + block.padding_tokens) * block.width
     scores = block.num_score_heads * (block.num_tokens + block.padding_tokens) * block.attended_tokens
     if recompute == "selective":
-        return (block.num_tokens + block.mlp_tokens) * block.width + attention + (2 if block.is_gated else 1) * hidden + scores
+        products = attention + (2 if block.is_gated else 1) * hidden
+        return (block.num_tokens + block.mlp_tokens) * block.width + products + scores + pooling
     # Each norm keeps what goes in and what comes out; each layer scale what goes in.
     kept = (3 if block.layer_scale else 2) * (block.num_tokens + (0 if block.is_parallel else block.mlp_tokens))
     if block.merged_tokens:
@@ -133,7 +136,22 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     attention += _copies_of_queries_and_keys(block) * (block.num_tokens + block.padding_tokens) * block.width
     # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
     hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)
-    return kept * block.width + attention + hidden + scores
+    return kept * block.width + attention + hidden + scores + pooling
+
+
+def _pooling_elements(pooled: PooledInput, *, block: BlockShape, recompute: RecomputeMode) -> int:
+    """What a block that pools keeps beyond a plain one of the tokens and width that it makes."""
+    wider, output = pooled.num_tokens * block.width, block.num_tokens * block.width
+    block_input = pooled.num_tokens * pooled.width
+    if recompute == "full":
+        return block_input - output
+    # Queries, keys and values of all that goes in, and what goes past the attention.
+    projected = 3 * (wider - output) + (wider if pooled.projects else 0)
+    if recompute == "selective":
+        return projected
+    # The norm's input and result, the pooled queries, and the largest of what goes past.
+    largest = output if pooled.projects else block.num_tokens * pooled.width
+    return projected + 2 * (block_input - output) + output + largest
 
 
 def _copies_of_queries_and_keys(block: BlockShape) -> int:
@@ -142,4 +160,5 @@ def _copies_of_queries_and_keys(block: BlockShape) -> int:
     copies = 2 if block.qk_norm or block.rotary else 0
     if block.rotary == "learned":
         copies += 4 if block.qk_norm else 2
+    copies += 4 if block.by_cosines else 0  # as they were, and the queries before they are scaled
     return copies + (2 if block.bias_flops else 0)
