@@ -50,7 +50,11 @@ def test_mlp_width_defaults_to_four_times_the_width() -> None:
         ({**SMALL, "mlp": "swiglu", "gelu": "tanh"}, ["gelu: has no effect on model.mlp swiglu, which is gated by SiLU"]),
         ({**SMALL, "mlp": "swiglu64"}, ["mlp_width: 72 is not a multiple of 64, which model.mlp swiglu64 has; use 128, or swiglu"]),
         ({**SMALL, "positions": "none", "prefix_positions": False}, ["prefix_positions: has an effect on learned positions only, not on"]),
+        ({**SMALL, "pooling": "mean", "prefix_positions": False}, ["prefix_positions: has no effect without class or distillation token"]),
         ({**SMALL, "pooling": "none", "norm_place": "pooled"}, ["norm_place: model.pooling none makes nothing"]),
+        ({**SMALL, "norm_place": "pooled"}, ["norm_place: has no effect on model.pooling cls: the norm of the class token is the same"]),
+        ({**SMALL, "pooling": "mean", "window": 2, "global_blocks": [1, 0]}, ["global_blocks: all 2 blocks attend to all tokens, so"]),
+        ({**SMALL, "depth": 1, "stochastic_depth": 0.1}, ["stochastic_depth_schedule: linear drops nothing at the first block"]),
         (
             {**SMALL, "parallel": True, "token_merging": {"per_block": 2}},
             ["token_merging: merging is between attention and MLP, which model.parallel has side by side; use one of the two"],

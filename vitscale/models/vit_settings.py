@@ -67,9 +67,6 @@ class ViTSettings(BackboneConfig):
     positions: Positions | Literal["factorised", "none"] = "learned"
     """learned: a trained table. sincos2d_mae, sincos2d_big_vision: fixed 2-D sines and cosines; the width is then a multiple of 4.
     factorised: a trained table of rows and one of columns, added up. none: nothing is added to the tokens."""
-    prefix_positions: bool = True
-    """Whether the learned table has rows for class and distillation token (ViT, DeiT, DINOv2) or for the patches only (DeiT III).
-    Register tokens never have one."""
     resampling: PositionMode = "timm"
     """How the learned table is resampled for images of another size, here and where another model starts from these weights: by the
     name of the system that they come from, see docs/resampling.md."""
@@ -83,6 +80,9 @@ class ViTSettings(BackboneConfig):
     """A second class token with a head of its own (DeiT); predictions are the average of both heads."""
     num_registers: int = Field(default=0, ge=0)
     """Register tokens: learned, of no use to the output (Darcet et al. 2024; storage tokens in DINOv3)."""
+    prefix_positions: bool = True
+    """Whether the learned table has rows for class and distillation token (ViT, DeiT, DINOv2) or for the patches only (DeiT III).
+    Register tokens never have one."""
     norm: NormKind = "layer"
     """layer: LayerNorm. rms: RMSNorm, without centring and shift."""
     layer_norm_eps: float = Field(default=1e-6, gt=0)
@@ -229,19 +229,13 @@ class ViTSettings(BackboneConfig):
             raise ValueError(f"{value} needs a model.width of at least 8 that is a multiple of 4, not {width}")
         return value
 
-    @field_validator("prefix_positions")
-    @classmethod
-    def _there_is_a_learned_table(cls, value: bool, info: ValidationInfo) -> bool:
-        positions = info.data.get("positions", "learned")
-        if not value and positions != "learned":
-            raise ValueError(f"has an effect on learned positions only, not on model.positions {positions}; leave it out")
-        return value
-
     @field_validator("norm_place")
     @classmethod
     def _something_is_pooled(cls, value: NormPlace, info: ValidationInfo) -> NormPlace:
         if value == "pooled" and info.data.get("pooling") == "none":
             raise ValueError("model.pooling none makes nothing that could be normalised; leave it out")
+        if value == "pooled" and info.data.get("pooling") == "cls":
+            raise ValueError("has no effect on model.pooling cls: the norm of the class token is the same before and after; leave it out")
         return value
 
     @field_validator("class_token")
@@ -257,6 +251,17 @@ class ViTSettings(BackboneConfig):
         pooling = info.data.get("pooling", "cls")
         if value and pooling != "cls":
             raise ValueError(f"a distillation token stands beside a class token: it needs model.pooling cls, not {pooling}")
+        return value
+
+    @field_validator("prefix_positions")
+    @classmethod
+    def _some_prefix_token_lacks_a_row(cls, value: bool, info: ValidationInfo) -> bool:
+        positions = info.data.get("positions", "learned")
+        if not value and positions != "learned":
+            raise ValueError(f"has an effect on learned positions only, not on model.positions {positions}; leave it out")
+        has_token = info.data.get("pooling", "cls") == "cls" or info.data.get("class_token", True)
+        if not value and not has_token:
+            raise ValueError("has no effect without class or distillation token; leave it out")
         return value
 
     @field_validator("window")
@@ -276,6 +281,8 @@ class ViTSettings(BackboneConfig):
         depth = _resolved("depth", info)
         if depth is not None and any(index >= depth for index in value):
             raise ValueError(f"{max(value)} is no block of {depth}; they are numbered from 0 to {depth - 1}")
+        if depth is not None and len(set(value)) == depth:
+            raise ValueError(f"all {depth} blocks attend to all tokens, so model.window has no effect; leave both out")
         return value
 
     @field_validator("stochastic_depth_schedule")
@@ -283,6 +290,8 @@ class ViTSettings(BackboneConfig):
     def _something_is_scheduled(cls, value: str, info: ValidationInfo) -> str:
         if value != "linear" and info.data.get("stochastic_depth") == 0.0:
             raise ValueError("has no effect without stochastic depth; set model.stochastic_depth")
+        if value == "linear" and info.data.get("stochastic_depth") and _resolved("depth", info) == 1:
+            raise ValueError("linear drops nothing at the first block, and there is no other; set it to constant")
         return value
 
     @field_validator("patch_dropout")
