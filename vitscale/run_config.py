@@ -11,7 +11,7 @@ from vitscale.checkpoint.config import CheckpointConfig
 from vitscale.config import OPERATIONAL, Auto, Config, ConfigError, decode_file, dump_yaml, problem_report
 from vitscale.data.config import DataConfig, OrderedConfig
 from vitscale.evals import EvalConfig
-from vitscale.models import ModelConfig
+from vitscale.models import ModelConfig, ViTConfig
 from vitscale.objectives import ObjectiveConfig
 from vitscale.optim.config import OptimConfig, RsqrtConfig, WsdConfig
 from vitscale.weights.transfer import InitFromConfig
@@ -267,3 +267,5 @@ def _sequence_problems(config: RunConfig) -> Iterator[str]:
 def _eval_form_problems(config: RunConfig) -> Iterator[str]:
     for name, evaluation in config.evals.items():
         yield from (f"evals.{name}.{problem}" for problem in evaluation.form_problems(config.model))
+        if evaluation.kind == "spending" and not (isinstance(config.model, ViTConfig) and config.model.halting):
+            yield f"evals.{name}.kind: spending is told of models that spend different amounts on images; set model.halting"

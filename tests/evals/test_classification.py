@@ -20,7 +20,7 @@ from vitscale.config.base import is_operational
 from vitscale.data.dataset import Dataset
 from vitscale.data.types import Batch
 from vitscale.dist.ranks import Ranks
-from vitscale.evals import EVALS, ClassificationConfig
+from vitscale.evals import EVALS, ClassificationConfig, SpendingConfig
 from vitscale.evals.classification import ClassificationEval, count_correct
 from vitscale.models import ViTConfig
 
@@ -209,7 +209,7 @@ def test_no_setting_of_an_evaluation_binds_a_run() -> None:
 
 
 def test_the_table_finds_the_class_by_kind() -> None:
-    assert list(EVALS.items()) == [("classification", ClassificationConfig)]
+    assert list(EVALS.items()) == [("classification", ClassificationConfig), ("spending", SpendingConfig)]
     assert issubclass(EVALS["classification"], Config)
 
 

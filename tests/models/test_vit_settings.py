@@ -57,12 +57,17 @@ def test_mlp_width_defaults_to_four_times_the_width() -> None:
         ({**SMALL, "depth": 1, "stochastic_depth": 0.1}, ["stochastic_depth_schedule: linear drops nothing at the first block"]),
         (
             {**SMALL, "parallel": True, "token_merging": {"per_block": 2}},
-            ["token_merging: merging is between attention and MLP, which model.parallel has side by side; use one of the two"],
+            ["token_merging: merges between attention and MLP, which model.parallel has side by side; use one of the two"],
         ),
         (
             {**SMALL, "rotary": {"kind": "dinov3"}, "token_merging": {"per_block": 2}},
-            ["token_merging: merging leaves tokens at no one place, by which model.rotary could turn them"],
+            ["token_merging: leaves tokens that stand at several places, and model.rotary turns them by one; use one"],
         ),
+        (
+            {**SMALL, "stochastic_depth": 0.1, "halting": {}},
+            ["halting: lets every token decide on its depth, and model.stochastic_depth skips blocks at random; use one of the two"],
+        ),
+        ({**SMALL, "halting": {"prior": {"depth": 3}}}, ["halting: prior.depth: 3 is deeper than the 2 blocks of the model"]),
         ({**SMALL, "token_merging": {"per_block": -1}}, ["token_merging.per_block: "]),
         ({**SMALL, "stochastic_depth_schedule": "constant"}, ["stochastic_depth_schedule: has no effect without stochastic depth"]),
         (

@@ -304,3 +304,23 @@ def test_what_the_model_draws_comes_with_the_batch_and_is_for_training_only() ->
     losses = [objective({**batch(), SEED_KEY: torch.arange(8) + first}, step=0).loss for first in (0, 0, 8)]
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(objective.predict(batch()), objective.predict({**batch(), SEED_KEY: torch.arange(8)}))
+
+
+def test_what_the_backbone_adds_to_the_loss_is_added_and_told() -> None:
+    halting = {"gate_scale": 2, "gate_shift": -1, "ponder_weight": 0.5}
+    model = ViTConfig.model_validate({**MODEL.model_dump(exclude={"halting", "depth"}), "halting": halting, "depth": 3})
+    objective = with_random_head(materialise(SupervisedConfig(num_classes=7).build(model.build()), seed=0))
+    found = batch()
+    spending, features = objective.spend(found), objective.backbone(objective.backbone.normalise(found["image"]))
+    assert torch.equal(spending.logits_BK, objective.predict(found))
+    assert torch.equal(spending.tokens_BL, features.tokens_BL)
+    output = objective(found, step=0)
+    expected = F.cross_entropy(spending.logits_BK, found["label"]) + features.loss_B.mean()
+    torch.testing.assert_close(output.loss, expected)
+    assert features.loss_B.min() > 0.5
+    assert output.metrics["backbone_loss"] == features.loss_B.mean()
+    assert output.metrics["tokens_per_block"] == spending.tokens_BL.float().mean() < 5
+
+
+def test_a_plain_backbone_adds_nothing() -> None:
+    assert set(built()(batch(), step=0).metrics) == {"train_top1"}

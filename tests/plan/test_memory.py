@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vitscale.models import BlockShape, HieraConfig, SwinConfig, ViTConfig
+from vitscale.nn.halting import Halting
 from vitscale.nn.init import materialise
 from vitscale.nn.resample import Grid
 from vitscale.plan.memory import ModelSize, estimate_memory
@@ -162,6 +163,33 @@ def test_what_blocks_of_hierarchies_keep_for_backward_is_what_is_counted(config:
     model(torch.randn(16, 3, 32, 32))
     for shape, kept_bytes in zip(config.shape.blocks, found, strict=True):
         assert estimated_bytes(shape, batch=16) == pytest.approx(kept_bytes, rel=0.05)
+
+
+def test_what_a_halting_block_keeps_is_what_is_counted_while_almost_all_tokens_go_on() -> None:
+    sizes = {"variant": "mu/2", "width": 64, "mlp_width": 256, "image_size": 16, "pooling": "mean", "depth": 2}
+    config = ViTConfig.model_validate({**sizes, "halting": {"gate_scale": 1000, "gate_shift": -1500}})
+    with torch.device("meta"):
+        vit = config.build()
+    block = materialise(vit, seed=0).blocks[0]
+    x_BND = torch.zeros(8, 64, 64)
+    x_BND[:, 0, 0] = 10  # these halt at once
+    halting = Halting(config.halting, x_BND, num_blocks=3)
+    x_1TD = halting.after_block(x_BND.view(1, -1, 64)).requires_grad_()
+
+    y_1TD, kept_bytes = run_and_count(BlockAndHalting(block, halting), x_1TD, num_tokens=64, packing=halting.packing)
+    assert y_1TD.shape == x_1TD.shape == (1, 8 * 63, 64)
+    assert estimated_bytes(config.shape.blocks[0], batch=8) == pytest.approx(kept_bytes, rel=0.05)
+
+
+class BlockAndHalting(torch.nn.Module):
+    """A block, and what becomes of its tokens."""
+
+    def __init__(self, block: torch.nn.Module, halting: Halting) -> None:
+        super().__init__()
+        self.block, self.halting = block, halting
+
+    def forward(self, x_1TD: torch.Tensor, **context: object) -> torch.Tensor:
+        return self.halting.after_block(self.block(x_1TD, **context))
 
 
 def run_and_count(block: torch.nn.Module, x: torch.Tensor, **context: object):  # type: ignore[no-untyped-def]

@@ -23,7 +23,7 @@ from vitscale.engine.processes import init_process_group, peak_resident_bytes
 from vitscale.engine.recompute import apply_recompute
 from vitscale.engine.replicas import ReplicaReport, compare_replicated, compare_with_masters, flip_bit
 from vitscale.engine.shards import EngineStore
-from vitscale.objectives.base import Objective, StepOutput
+from vitscale.objectives.base import Method, Objective, StepOutput
 from vitscale.optim.groups import parameter_groups
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -159,12 +159,11 @@ class Engine:
         self._is_poisoned = True
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> Tensor:
-        """`objective.predict` on this rank's batch, in evaluation mode. Every rank calls it equally often (ZeRO-3 gathers)."""
+    def predict(self, batch: Batch, *, method: Method = "predict") -> Any:
+        """A `method` of the objective on this rank's batch, in evaluation mode. Every rank calls it equally often (ZeRO-3 gathers)."""
         self._root.eval()
         try:
-            scores: Tensor = self._engine("predict", self._to_device(batch), 0)
-            return scores
+            return self._engine(method, self._to_device(batch), 0)
         finally:
             self._root.train()
 
@@ -248,9 +247,9 @@ class _Root(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, method: Literal["forward", "predict"], batch: Batch, step: int) -> Any:
-        if method == "predict":
-            return self.objective.predict(batch)
+    def forward(self, method: Literal["forward"] | Method, batch: Batch, step: int) -> Any:
+        if method != "forward":
+            return getattr(self.objective, method)(batch)
         # Not by calling the module: ZeRO-3's hooks would look for tensors in the dataclass in vain. The objective's own
         # parameters are gathered all the same, as external parameters of this module.
         output = self.objective.forward(batch, step)

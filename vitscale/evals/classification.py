@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -22,7 +22,10 @@ from vitscale.dist.collectives import all_reduce_sum
 from vitscale.dist.ranks import Ranks
 from vitscale.models import ModelConfig
 from vitscale.nn.input_form import InputForm
+from vitscale.objectives.base import Method
 from vitscale.objectives.draws import WithDraws
+
+T = TypeVar("T")
 
 _PREFETCH_BATCHES = 2
 _PROBED_SAMPLES = 64
@@ -83,6 +86,9 @@ class ClassificationEval:
     Raises `DataError` when the data set has no classes, or several for one image.
     """
 
+    method: ClassVar[Method] = "predict"
+    """What of an objective is evaluated."""
+
     def __init__(
         self, config: ClassificationConfig, *, dataset: Dataset, model: ModelConfig, ranks: Ranks, pin_memory: bool = False
     ) -> None:
@@ -115,7 +121,8 @@ class ClassificationEval:
             )
         return {"top1": top1 / num_samples, "top5": top5 / num_samples, "num_samples": float(num_samples)}
 
-    def _count(self, predict: Callable[[Batch], Tensor]) -> Tensor:
+    def results(self, predict: Callable[[Batch], T]) -> Iterator[tuple[Batch, T]]:
+        """This rank's batches, and what is predicted of each."""
         loader = eval_loader(
             dataset=self.dataset,
             transform=self._transform,
@@ -123,16 +130,19 @@ class ClassificationEval:
             batch_size=self.config.batch_size,
             pin_memory=self._pin_memory,
         )
-        counts: Tensor | None = None
         try:
             for batch in self._readable(loader):
-                logits_BK = predict(batch)
-                self._check_outputs(logits_BK.shape[1])
-                # The counts stay on the device: no batch waits for the one before.
-                found = count_correct(logits_BK, labels_B=batch["label"].to(logits_BK.device))
-                counts = found if counts is None else counts + found
+                yield batch, predict(batch)
         finally:
             loader.close()
+
+    def _count(self, predict: Callable[[Batch], Tensor]) -> Tensor:
+        counts: Tensor | None = None
+        for batch, logits_BK in self.results(predict):
+            self._check_outputs(logits_BK.shape[1])
+            # The counts stay on the device: no batch waits for the one before.
+            found = count_correct(logits_BK, labels_B=batch["label"].to(logits_BK.device))
+            counts = found if counts is None else counts + found
         assert counts is not None, "an eval loader yields at least one batch on every rank"
         return counts
 

@@ -52,6 +52,8 @@ class BlockShape:
     """Further tokens that only the attention sees, to fill its windows."""
     merged_tokens: int = 0
     """Of the tokens, those that are merged into others between attention and MLP."""
+    num_gathered: int = 0
+    """Tensors like its tokens that are kept for backward beside those of a plain block, where images have different numbers of them."""
     matching_flops: int = 0
     """What it takes to find them, in the forward pass."""
     lies_in_windows: bool = False
@@ -179,6 +181,10 @@ class Features(NamedTuple):
     pooled_BD: Tensor
     tokens_BND: Tensor
     distilled_BD: Tensor | None = None
+    loss_B: Tensor | None = None
+    """What the backbone itself adds to the loss of each image, in fp32, where it has something to add."""
+    tokens_BL: Tensor | None = None
+    """How many tokens each block has computed of each image (int64), where that is not the same for all."""
 
 
 class BackboneConfig(Config):

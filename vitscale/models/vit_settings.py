@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
 from vitscale.models.base import BackboneConfig
+from vitscale.models.exclusions import refuse_excluded
 from vitscale.models.naflex import NaFlexConfig, naflex_problem
 from vitscale.models.settings import Count, one_per_channel, tiling_side, with_proposals
 from vitscale.models.variants import parse_variant
@@ -15,6 +16,7 @@ from vitscale.models.vit_shape import ViTShape
 from vitscale.nn.attention import QkvBias
 from vitscale.nn.block import BlockSpec
 from vitscale.nn.counter_hash import SEED_KEY, SeedSource
+from vitscale.nn.halting import HaltingConfig
 from vitscale.nn.input_form import InputForm
 from vitscale.nn.layers import NormKind
 from vitscale.nn.mlp import Gelu, MlpKind, gated_width
@@ -120,6 +122,8 @@ class ViTSettings(BackboneConfig):
     naflex: NaFlexConfig | None = None
     """Images of mixed resolutions and aspect ratios as sequences of patches; null: square images of image_size pixels. With it
     image_size says only how many patches a side the tables of positions have."""
+    halting: HaltingConfig | None = None
+    """Tokens leave the computation when they are done (A-ViT), so that easy images take less of it; null: all go through all blocks."""
     image_mean: tuple[float, ...] = (0.5,)
     """Subtracted from the image, in units where white is 1: one number per channel, or one for all."""
     image_std: tuple[float, ...] = (0.5,)
@@ -330,18 +334,19 @@ class ViTSettings(BackboneConfig):
             raise ValueError(f"model.resampling {mode} has no rule for a table of relative positions; use one of {known}")
         return value
 
-    @field_validator("token_merging")
+    @field_validator("token_merging", "halting")
     @classmethod
-    def _patches_can_be_merged(cls, value: TokenMergingConfig | None, info: ValidationInfo) -> TokenMergingConfig | None:
-        reasons = {
-            "parallel": "is between attention and MLP, which model.parallel has side by side",
-            "window": "leaves holes in the windows of model.window",
-            "rotary": "leaves tokens at no one place, by which model.rotary could turn them",
-            "position_bias": "leaves tokens at no one place, which model.position_bias could be for",
-        }
-        for name, reason in reasons.items():
-            if value is not None and info.data.get(name):
-                raise ValueError(f"merging {reason}; use one of the two")
+    def _tokens_can_be_left_out(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            refuse_excluded(str(info.field_name), info.data)
+        return value
+
+    @field_validator("halting")
+    @classmethod
+    def _tokens_can_halt_where_expected(cls, value: HaltingConfig | None, info: ValidationInfo) -> HaltingConfig | None:
+        depth = _resolved("depth", info)
+        if value is not None and value.prior is not None and depth is not None and value.prior.depth > depth:
+            raise ValueError(f"prior.depth: {value.prior.depth:g} is deeper than the {depth} blocks of the model")
         return value
 
     @field_validator("naflex")
@@ -424,6 +429,7 @@ class ViTSettings(BackboneConfig):
             patch_dropout=self.patch_dropout,
             rotary=self.rotary.kind if self.rotary else None,
             position_bias=self.position_bias.kind if self.position_bias else None,
+            halts=self.halting is not None,
             merged_tokens=() if self.token_merging is None else self.token_merging.wanted(depth=depth),
         )
 

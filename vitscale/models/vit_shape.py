@@ -40,6 +40,8 @@ class ViTShape:
     patch_dropout: float
     rotary: Literal["dinov3", "eva02", "mixed"] | None
     position_bias: Literal["relative", "log_spaced", "decomposed"] | None
+    halts: bool
+    """Whether tokens leave at different depths; what is counted is that none does."""
     merged_tokens: tuple[int, ...]
     """How many patches each block is to merge away; empty where none does."""
 
@@ -119,6 +121,13 @@ class ViTShape:
         embedding += self.stem.forward_flops if self.stem is not None else 0
         return sum(block.forward_flops for block in self.blocks) + embedding + self._pooling_flops()
 
+    def flops_by_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """For each block its FLOPs for 0, 1, 2, ... tokens of one image that attend to each other."""
+        return tuple(
+            tuple(replace(block, num_tokens=count, attended_tokens=count).forward_flops for count in range(block.num_tokens + 1))
+            for block in self.blocks
+        )
+
     def window_of(self, index: int) -> int | None:
         """Side of the windows of block number `index`; None: it attends to all tokens."""
         return None if index in self.global_blocks else self.window
@@ -136,6 +145,7 @@ class ViTShape:
             qk_norm=self.qk_norm,
             mlp_norm=self.mlp_norm,
             layer_scale=self.layer_scale,
+            num_gathered=3 if self.halts else 0,
             num_score_heads=self.num_heads if self.position_bias else 0,
             rotary=None if self.rotary is None else "learned" if self.rotary == "mixed" else "fixed",
             bias_flops=2 * padded**2 * 2 * (window or self.token_grid) * self.width if self.position_bias == "decomposed" else 0,

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,6 +16,18 @@ class StepOutput:
 
     loss: Tensor
     metrics: dict[str, Tensor]
+
+
+Method = Literal["predict", "spend"]
+"""What evaluators ask of an objective."""
+
+
+class Spending(NamedTuple):
+    """What was predicted, and how many tokens each block computed of each image for it (B, blocks)."""
+
+    # A tuple because DeepSpeed's ZeRO-3 hooks look for tensors in tuples, lists and dicts only.
+    logits_BK: Tensor
+    tokens_BL: Tensor
 
 
 class Objective(nn.Module, ABC):
@@ -33,6 +46,10 @@ class Objective(nn.Module, ABC):
     def predict(self, batch: Batch) -> Tensor:
         """What evaluators score, for example logits (B, K), of `batch["image"]` (uint8, B C H W)."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to predict")
+
+    def spend(self, batch: Batch) -> Spending:
+        """What `predict` gives, with what it took, of a backbone that does not compute the same for all images."""
+        raise NotImplementedError(f"{type(self).__name__} spends the same on all images")
 
     def after_step(self, step: int) -> None:
         """Called on every rank after the optimizer stepped. Defaults to nothing."""

@@ -15,10 +15,10 @@ from vitscale.data.images.patch_sequences import image_transform
 from vitscale.data.images.transforms import AugmentConfig
 from vitscale.data.labels import ClassLabels, LabelsConfig
 from vitscale.data.types import Batch, InputSpec, SampleTransform
-from vitscale.models import Backbone, BackboneShape, Draws
+from vitscale.models import Backbone, BackboneShape, Draws, Features
 from vitscale.models.flops import step_flops
 from vitscale.nn.head import ClassificationHead
-from vitscale.objectives.base import Objective, StepOutput
+from vitscale.objectives.base import Objective, Spending, StepOutput
 from vitscale.objectives.draws import WithDraws
 from vitscale.objectives.erasing import ERASE_KEY, ErasingConfig, erase_images
 from vitscale.objectives.mixing import MIX_KEY, Mixing, mix_images, mix_targets, own_label_shares
@@ -144,16 +144,22 @@ class Supervised(Objective):
             image_BCHW = erase_images(image_BCHW, batch[ERASE_KEY], fill=self.erase_fill)
         draws = {key: batch[key] for key in self.backbone.draw_keys | self.backbone.form_keys} or None
         if not self.is_mixing:
-            return self._output(self._logits(image_BCHW, draws=draws), target=target)
+            return self._output(self.backbone(image_BCHW, draws=draws), target=target)
         height, width = image_BCHW.shape[2:]
         own_share_B = own_label_shares(batch[MIX_KEY], height=height, width=width)
         target_BK = mix_targets(target, own_share_B, num_classes=self.num_classes)
-        return self._output(self._logits(mix_images(image_BCHW, batch[MIX_KEY]), draws=draws), target=target_BK)
+        return self._output(self.backbone(mix_images(image_BCHW, batch[MIX_KEY]), draws=draws), target=target_BK)
 
     def predict(self, batch: Batch) -> Tensor:
         """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W); nothing is dropped."""
         form = {key: batch[key] for key in self.backbone.form_keys} or None
         return _mean(self._logits(self.backbone.normalise(batch["image"]), draws=form))
+
+    def spend(self, batch: Batch) -> Spending:
+        """What `predict` gives, and how many tokens each block computed of each image."""
+        form = {key: batch[key] for key in self.backbone.form_keys} or None
+        features = self.backbone(self.backbone.normalise(batch["image"]), draws=form)
+        return Spending(_mean(self._heads(features)), features.tokens_BL)
 
     def _new_head(self, config: SupervisedConfig) -> ClassificationHead:
         return ClassificationHead(
@@ -165,16 +171,24 @@ class Supervised(Objective):
 
     def _logits(self, image_BCHW: Tensor, *, draws: Draws | None) -> list[Tensor]:
         """fp32 logits (B, K) of each head."""
-        features = self.backbone(image_BCHW, draws=draws)
+        return self._heads(self.backbone(image_BCHW, draws=draws))
+
+    def _heads(self, features: Features) -> list[Tensor]:
         logits = [self.head(features.pooled_BD).float()]
         if self.head_dist is not None:
             logits.append(self.head_dist(features.distilled_BD).float())
         return logits
 
-    def _output(self, logits: list[Tensor], *, target: Tensor) -> StepOutput:
+    def _output(self, features: Features, *, target: Tensor) -> StepOutput:
+        logits = self._heads(features)
         loss = _mean([self._cross_entropy(logits_BK, target) for logits_BK in logits])
-        top1 = is_right(_mean(logits).detach(), target).float().mean()
-        return StepOutput(loss=loss, metrics={"train_top1": top1})
+        metrics = {"train_top1": is_right(_mean(logits).detach(), target).float().mean()}
+        if features.loss_B is not None:
+            added = features.loss_B.mean()
+            loss, metrics["backbone_loss"] = loss + added, added.detach()
+        if features.tokens_BL is not None:
+            metrics["tokens_per_block"] = features.tokens_BL.float().mean()
+        return StepOutput(loss=loss, metrics=metrics)
 
     def _cross_entropy(self, logits_BK: Tensor, target: Tensor) -> Tensor:
         """`target` is a label (B,) or a share of every class (B, K)."""

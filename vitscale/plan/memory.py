@@ -133,6 +133,7 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     kept = (3 if block.layer_scale else 2) * (block.num_tokens + (0 if block.is_parallel else block.mlp_tokens))
     if block.merged_tokens:
         kept += block.num_tokens  # what merging takes its sums from
+    kept += block.num_gathered * block.num_tokens
     attention += _copies_of_queries_and_keys(block) * (block.num_tokens + block.padding_tokens) * block.width
     # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
     hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)

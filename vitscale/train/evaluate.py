@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from vitscale.config import ConfigError
 from vitscale.data.types import Batch
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.engine.processes import init_process_group
-from vitscale.objectives.base import Objective
+from vitscale.objectives.base import Method, Objective
 from vitscale.plan.cluster import detect_cluster
 from vitscale.plan.plan import decide_precision
 from vitscale.run_config import RunConfig
@@ -44,7 +45,7 @@ def evaluate_checkpoint(config: RunConfig, *, checkpoint: Path | None) -> dict[s
         if kind not in loaded:
             load = partial(load_objective, config, reader=reader, kind=kind, device=device, dtype=dtype)
             loaded = {kind: jointly(load)}
-        results[evaluation.name] = evaluation.evaluator.run(_Predictor(loaded[kind], device=device))
+        results[evaluation.name] = evaluation.evaluator.run(_Predictor(loaded[kind], method=evaluation.evaluator.method, device=device))
     return results
 
 
@@ -66,11 +67,11 @@ def load_objective(config: RunConfig, *, reader: CheckpointReader, kind: Kind, d
 class _Predictor:
     """Scores batches in inference mode."""
 
-    def __init__(self, objective: Objective, *, device: torch.device) -> None:
-        self._objective = objective
+    def __init__(self, objective: Objective, *, method: Method, device: torch.device) -> None:
+        self._method = getattr(objective, method)
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch) -> torch.Tensor:
+    def __call__(self, batch: Batch) -> Any:
         moved = {key: value.to(self._device, non_blocking=True) for key, value in batch.items()}
-        return self._objective.predict(moved)
+        return self._method(moved)

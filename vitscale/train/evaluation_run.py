@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from vitscale.config import UserError
 from vitscale.data.types import Batch
@@ -29,7 +28,7 @@ class _LeftError(Exception):
     """All ranks leave the evaluation."""
 
 
-def run_evaluation(evaluation: Evaluation, *, vote: Callable[[bool], Verdict], predict: Callable[[Batch], Tensor]) -> Evaluated:
+def run_evaluation(evaluation: Evaluation, *, vote: Callable[[bool], Verdict], predict: Callable[[Batch], Any]) -> Evaluated:
     """Run `evaluation` as long as the ranks `vote` to go on, which they do before each batch. Collective.
 
     A rank that cannot read its batch says so in the vote that the others take before they predict theirs. Without that they would
@@ -37,7 +36,7 @@ def run_evaluation(evaluation: Evaluation, *, vote: Callable[[bool], Verdict], p
     error that all ranks meet alike, they meet between the same two votes.
     """
 
-    def predict_if_all_go_on(batch: Batch) -> Tensor:
+    def predict_if_all_go_on(batch: Batch) -> Any:
         if vote(False) is not Verdict.GO_ON:
             raise _LeftError
         return predict(batch)

@@ -8,7 +8,7 @@ from vitscale.config import DataError
 from vitscale.data.dataset import open_dataset
 from vitscale.dist.agreement import jointly
 from vitscale.dist.ranks import Ranks
-from vitscale.evals.classification import ClassificationEval
+from vitscale.evals import EVALUATORS, ClassificationEval
 from vitscale.run_config import RunConfig
 
 
@@ -42,7 +42,7 @@ def _build(config: RunConfig, name: str, *, ranks: Ranks, train_classes: Sequenc
             f"evals.{name}.path: {evaluation.path} has the classes {_shown(dataset.classes)}, the training data {_shown(train_classes)};"
             " accuracy would compare different things. Pack both with the same class names in the same order."
         )
-    evaluator = ClassificationEval(evaluation, dataset=dataset, model=config.model, ranks=ranks, pin_memory=pin_memory)
+    evaluator = EVALUATORS[evaluation.kind](evaluation, dataset=dataset, model=config.model, ranks=ranks, pin_memory=pin_memory)
     return Evaluation(name=name, evaluator=evaluator, weights=evaluation.weights, every_steps=evaluation.every_steps)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from vitscale.checkpoint.layout import step_folder
 from vitscale.checkpoint.saver import CheckpointSaver, SaveOutcome
@@ -112,7 +113,8 @@ class Run:
 
         self.watch.beat("evaluate", state.step)
         with self.ledger.spent("evaluation"), self.engine.weights(evaluation.weights):
-            found = run_evaluation(evaluation, vote=vote, predict=self.engine.predict)
+            predict = partial(self.engine.predict, method=evaluation.evaluator.method)
+            found = run_evaluation(evaluation, vote=vote, predict=predict)
         jointly(found.raise_error)
         if found.values is None:
             self._save_before_stop(state)
