@@ -40,8 +40,8 @@ class NaFlexViT(ViT):
     def _encode(self, x_BND: Tensor, *, context: BlockContext) -> Features:
         for index, block in enumerate(self.blocks):
             x_BND = self.block_runner(index, block, x_BND, context=context)
-        # A token that fills a sequence up stands for no patch.
-        return self._features(x_BND, sizes_BN=None if context.mask_BN is None else context.mask_BN.to(x_BND.dtype))
+        # A token that fills a sequence up stands for no patch. In fp32: bf16 cannot count beyond 256.
+        return self._features(x_BND, sizes_BN=None if context.mask_BN is None else context.mask_BN.float())
 
     def _rotations(self, like: Tensor, *, grids: GridBatch) -> Rotation | None:
         """The turns of the tokens of each image."""
