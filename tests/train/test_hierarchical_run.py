@@ -30,12 +30,14 @@ MODELS = {"swin": model("swin", WINDOWS), "swinv2": model("swin", f"{WINDOWS}, v
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_stopped_run_goes_on_bit_for_bit_and_recomputes(tmp_path: Path, name: str) -> None:
-    whole = tiny_config(tmp_path, "name=whole", MODELS[name])
+    # The first two steps are on images of half the side, whose maps are smaller and their windows filled up.
+    options = [MODELS[name], "train.num_samples=64", "stages=[{until_samples: 32, image_size: 4}]"]
+    whole = tiny_config(tmp_path, "name=whole", *options)
     api.train(whole)
-    parts = stopped(tmp_path, "name=parts", MODELS[name], "parallel.recompute=full", "parallel.recompute_every=2")
+    parts = stopped(tmp_path, "name=parts", *options, "parallel.recompute=full", "parallel.recompute_every=2")
     api.train(parts)
     assert losses(parts.run_dir) == losses(whole.run_dir)
-    assert_equal_tensors(checkpoint_tensors(parts.run_dir, step=6), checkpoint_tensors(whole.run_dir, step=6))
+    assert_equal_tensors(checkpoint_tensors(parts.run_dir, step=4), checkpoint_tensors(whole.run_dir, step=4))
 
 
 def test_another_image_and_window_start_from_resampled_tables_of_offsets(tmp_path: Path) -> None:
@@ -64,12 +66,6 @@ def test_another_image_starts_from_resampled_positions(tmp_path: Path) -> None:
     table = "backbone.pos_embed", "weight"
     expected = resample_positions(old[table], source=Grid(4, 4), target=Grid(8, 8), num_prefix=0, mode="hf")
     torch.testing.assert_close(new[table], expected, rtol=0, atol=1e-6)
-
-
-def test_a_progressive_stage_has_smaller_maps(tmp_path: Path) -> None:
-    staged = tiny_config(tmp_path, MODELS["swin"], "stages=[{until_samples: 48, image_size: 4}]")
-    api.train(staged)
-    assert sorted(losses(staged.run_dir)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.dist
