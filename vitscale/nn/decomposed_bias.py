@@ -40,25 +40,19 @@ class DecomposedBias(nn.Module):
     def forward(self, q_BHNK: Tensor, *, grid: Grid, num_prefix: int) -> Tensor:
         """The bias (B, H, P + N, P + N) of queries (B, H, P + N, K): zeros where a prefix token takes part."""
         q_BHRCK = q_BHNK[:, :, num_prefix:].unflatten(2, grid)
-        rows_RRK = offset_vectors(self.rows, num_queries=grid.rows, num_keys=grid.rows).to(q_BHNK.dtype)
-        columns_CCK = offset_vectors(self.columns, num_queries=grid.columns, num_keys=grid.columns).to(q_BHNK.dtype)
+        rows_RRK = offset_vectors(self.rows, length=grid.rows).to(q_BHNK.dtype)
+        columns_CCK = offset_vectors(self.columns, length=grid.columns).to(q_BHNK.dtype)
         by_row_BHRCR = torch.einsum("bhrck,rsk->bhrcs", q_BHRCK, rows_RRK)
         by_column_BHRCC = torch.einsum("bhrck,cdk->bhrcd", q_BHRCK, columns_CCK)
         bias_BHNN = (by_row_BHRCR.unsqueeze(-1) + by_column_BHRCC.unsqueeze(-2)).flatten(4).flatten(2, 3)
         return F.pad(bias_BHNN, (num_prefix, 0, num_prefix, 0))
 
 
-def offset_vectors(table_LK: Tensor, *, num_queries: int, num_keys: int) -> Tensor:
-    """(queries, keys, K): the vector of every offset along one axis, a table of another length interpolated linearly in fp32.
-
-    With fewer keys than queries (pooled keys) or the reverse, the shorter axis is stretched over the longer.
-    """
-    num_offsets = 2 * max(num_queries, num_keys) - 1
-    table_LK = resample_line(table_LK, length=num_offsets, dim=0)
-    query_step, key_step = max(num_keys / num_queries, 1.0), max(num_queries / num_keys, 1.0)
-    query_Q1 = torch.arange(num_queries, device=table_LK.device).unsqueeze(1) * query_step
-    key_S = torch.arange(num_keys, device=table_LK.device) * key_step
-    return table_LK[(query_Q1 - key_S + (num_keys - 1) * key_step).long()]
+def offset_vectors(table_LK: Tensor, *, length: int) -> Tensor:
+    """(queries, keys, K): the vector of every offset along an axis of `length` patches, another table interpolated linearly in fp32."""
+    table_LK = resample_line(table_LK, length=2 * length - 1, dim=0)
+    place_Q = torch.arange(length, device=table_LK.device)
+    return table_LK[place_Q.unsqueeze(1) - place_Q + length - 1]
 
 
 def _table(num_offsets: int, *, head_width: int) -> nn.Parameter:
