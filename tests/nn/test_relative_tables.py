@@ -131,9 +131,19 @@ def test_the_rules_differ() -> None:
         assert all((one - other).abs().max() > 0.05 for other in results[i + 1 :])
 
 
-def test_gradients_pass_through() -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_leaves_the_device(rule: RelativeRule) -> None:
+    table = torch.empty(5 * 5 + 3, 2, device="meta")  # what would be read on the CPU is not there
+    resampled = resample_relative_table(table, source=_square(3), target=_square(6), num_extra=3, rule=rule)
+    assert (resampled.device.type, resampled.shape) == ("meta", (11 * 11 + 3, 2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_pass_through_also_after_an_evaluation(rule: RelativeRule) -> None:
     table = _table(_square(3)).requires_grad_()
-    resample_relative_table(table, source=_square(3), target=_square(5), num_extra=0, rule="geometric_cubic").sum().backward()
+    with torch.inference_mode():
+        resample_relative_table(table, source=_square(3), target=_square(5), num_extra=0, rule=rule)
+    resample_relative_table(table, source=_square(3), target=_square(5), num_extra=0, rule=rule).sum().backward()
     assert table.grad is not None
     assert table.grad.abs().max() > 0
 

@@ -7,10 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscale.nn.resample import Grid, RelativeRule
+from vitscale.nn.tables import TableCache
 
 _RATIO_LIMITS = (1.01, 1.5)
 _RATIO_PRECISION = 1e-6
 _DEGREES: dict[RelativeRule, int] = {"geometric_cubic": 3, "geometric_linear": 1}
+# All blocks resample alike in every step: waiting for the CPU in each would hold up the device.
+_WEIGHTS = TableCache(lambda source, target, degree: _geometric_weights(source=source, target=target, degree=degree))
 
 
 def resample_relative_table(table_LH: Tensor, *, source: Grid, target: Grid, num_extra: int, rule: RelativeRule) -> Tensor:
@@ -68,9 +71,10 @@ def _offsets(window: Grid) -> Grid:
 
 
 def _on_geometric_grid(plane_HRC: Tensor, *, target: Grid, degree: int) -> Tensor:
-    rows_TS = _geometric_weights(source=plane_HRC.shape[1], target=target.rows, degree=degree)
-    columns_TS = _geometric_weights(source=plane_HRC.shape[2], target=target.columns, degree=degree)
-    return (rows_TS @ plane_HRC.double().cpu() @ columns_TS.T).to(device=plane_HRC.device, dtype=torch.float32)
+    exact_HRC = plane_HRC.double()
+    rows_TS = _WEIGHTS.like(exact_HRC, plane_HRC.shape[1], target.rows, degree)
+    columns_TS = _WEIGHTS.like(exact_HRC, plane_HRC.shape[2], target.columns, degree)
+    return (rows_TS @ exact_HRC @ columns_TS.T).float()
 
 
 def _geometric_weights(*, source: int, target: int, degree: int) -> Tensor:
