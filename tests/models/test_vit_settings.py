@@ -88,6 +88,23 @@ def test_mlp_width_defaults_to_four_times_the_width() -> None:
         ),
         ({**SMALL, "stem": {"kind": "convolutions", "widths": [8], "strides": [1, 2]}}, ["stem.strides: 2 strides for the 1 convol"]),
         ({**SMALL, "stem": {"kind": "convs"}}, ["stem.kind: 'convs' is not one of 'patches', 'convolutions', 'resnet'"]),
+        (
+            {**SMALL, "attention": "cross_covariance", "parallel": True},
+            [
+                "attention: cross_covariance: nothing passes from patches to the token that model.pooling cls adds; pool by mean",
+            ],
+        ),
+        (
+            {**SMALL, "pooling": "mean", "attention": "cross_covariance", "parallel": True, "window": 2, "rotary": {"kind": "eva02"}},
+            [
+                f"{key}: is for attention between tokens, not for model.attention cross_covariance"
+                for key in ("parallel", "window", "rotary")
+            ],
+        ),
+        (
+            {**SMALL, "pooling": "mean", "attention": "cross_covariance", "qk_norm": True},
+            ["attention: cross_covariance: queries and keys are normalised over the tokens already; leave out model.qk_norm"],
+        ),
         ({"variant": "S", "image_size": 32}, ["variant: 'S' names no patch size; write it after a slash, for example S/16"]),
         ({"variant": "S/16", "image_size": 32, "num_heads": 5}, ["width: 384 is not a multiple of model.num_heads 5"]),
         (

@@ -107,6 +107,7 @@ def test_a_hybrid_equals_timms_in_logits_and_gradients(sizes: dict, epsilons: st
 
 
 def test_at_another_size_a_hybrid_equals_timms() -> None:
+    torch.manual_seed(0)
     model = config(ROOT, epsilons="timm")
     ours = random_classifier(model, num_classes=5)
     image_BCHW = torch.randn(1, 2, 24, 48)

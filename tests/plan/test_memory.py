@@ -115,6 +115,8 @@ def test_offload_moves_the_optimizer_and_its_gradients_to_the_host(zero_stage: i
         {"position_bias": {"kind": "relative"}},
         {"position_bias": {"kind": "decomposed"}},
         {"position_bias": {"kind": "log_spaced", "hidden_width": 8}},
+        {"attention": "cross_covariance"},
+        {"attention": "cross_covariance", "layer_scale": 0.1},
         {"token_merging": {"per_block": 8}},
         {"token_merging": {"per_block": 32}, "layer_scale": 0.1},
     ],

@@ -47,7 +47,7 @@ class BlockShape:
     num_tokens: int
     """Tokens that pass through the block."""
     attended_tokens: int
-    """Tokens that each token attends to: all of them, or those of its window."""
+    """Tokens that each token attends to: all of them, or those of its window. Where attention is between channels, channels of a head."""
     padding_tokens: int = 0
     """Further tokens that only the attention sees, to fill its windows."""
     merged_tokens: int = 0
@@ -60,6 +60,9 @@ class BlockShape:
     """Whether the tokens come window by window, so that nothing is copied to cut them."""
     pooled_input: PooledInput | None = None
     """What goes in, where that is not `num_tokens` of `width`; `attended_tokens` are of those."""
+    mixes_channels: bool = False
+    """Whether attention is between the channels of a head, each of which attends to as many as the head is wide, and neighbouring
+    patches are mixed by convolutions."""
     num_score_heads: int = 0
     """Heads whose scores are kept for backward: those with a trained bias, for which the fused kernels have no gradient."""
     rotary: Literal["fixed", "learned"] | None = None
@@ -90,7 +93,12 @@ class BlockShape:
         projections = self._qkv_flops + 2 * self.num_tokens * self.width**2
         attention = 4 * in_attention * self.attended_tokens * self.width
         mlp = 2 * self._mlp_matrices * self.mlp_tokens * self.width * self.mlp_width
-        return projections + attention + self.bias_flops + mlp + self.matching_flops
+        return projections + attention + self.bias_flops + mlp + self.matching_flops + self._mixing_flops
+
+    @property
+    def _mixing_flops(self) -> int:
+        """Of two convolutions with a kernel of 3 x 3 for each channel."""
+        return 2 * 2 * 9 * self.num_tokens * self.width if self.mixes_channels else 0
 
     @property
     def mlp_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Which settings of a vision transformer cannot stand beside those that leave fewer tokens, and why."""
+"""Which settings of a vision transformer cannot stand beside those that leave fewer tokens or attend between channels, and why."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,3 +28,21 @@ def refuse_excluded(name: str, others: Mapping[str, Any]) -> None:
     for other, reason in EXCLUSIONS[name].items():
         if others.get(other):
             raise ValueError(f"{reason}; use one of the two")
+
+
+FOR_TOKENS = ("parallel", "window", "patch_dropout", "rotary", "position_bias", "token_merging", "halting", "naflex")
+"""Settings that are for attention between tokens."""
+
+
+def refuse_beside_channels(name: str, *, value: Any, others: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where the setting `name` does not go with attention between channels, or that not with settings before it."""
+    if name != "attention":
+        if value and others.get("attention") == "cross_covariance":
+            raise ValueError("is for attention between tokens, not for model.attention cross_covariance; use one of the two")
+    elif value == "cross_covariance":
+        pooling = "pooling cls" if others.get("pooling", "cls") == "cls" else None
+        prefix = pooling or next((key for key in ("class_token", "distillation_token", "num_registers") if others.get(key)), None)
+        if prefix is not None:
+            raise ValueError(f"{value}: nothing passes from patches to the token that model.{prefix} adds; pool by mean, map or none")
+        if others.get("qk_norm"):
+            raise ValueError(f"{value}: queries and keys are normalised over the tokens already; leave out model.qk_norm")

@@ -1,9 +1,14 @@
 """What the settings of every kind of backbone check and fill in alike."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationInfo
+
+from vitscale.config import Config
+from vitscale.nn.rope import Dinov3RopeConfig
+from vitscale.nn.stems import STEMS
 
 T = TypeVar("T")
 
@@ -49,6 +54,20 @@ def as_the_variant_has_it(value: T, info: ValidationInfo, *, fixed: Mapping[str,
     if value != expected:
         raise ValueError(f"{value} contradicts model.variant {info.data['variant']}, which has {expected}; leave it out")
     return value
+
+
+def fixed_part(value: Any) -> Any:
+    """What a published model fixes of a setting: nothing that is drawn in training only, and not the epsilons of a stem."""
+    if isinstance(value, Dinov3RopeConfig):
+        return value.without_draws
+    return value.architecture() if isinstance(value, STEMS) else value
+
+
+def as_yaml(value: Any) -> str:
+    """A value as it would stand in a YAML file."""
+    if isinstance(value, Config):
+        return json.dumps(value.model_dump(mode="json"))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _with_tuples(value: Any) -> Any:

@@ -19,6 +19,7 @@ from vitscale.nn.grid_batch import GridBatch
 from vitscale.nn.init import set_init, zeros
 from vitscale.nn.input_form import PATCH_SIZE_KEY
 from vitscale.nn.layers import norm_layer
+from vitscale.nn.mixing_block import MixingBlock
 from vitscale.nn.patch_embed import PatchEmbed
 from vitscale.nn.pooling import AttentionPool, pool_tokens
 from vitscale.nn.position_table import CLASS_ROW, GridTable, set_table
@@ -76,7 +77,7 @@ class ViT(Backbone):
             self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=False)
         self.rope = _axial_rope(config)
         self.shared_position_bias = _shared_position_bias(config)
-        num_branches = (ParallelBlock if config.parallel else Block).num_branches
+        num_branches = _block_class(config).num_branches
         self.drop_rates = [config.block_spec(index).drop_rate for index in range(shape.depth) for _ in range(num_branches)]
         self.blocks = nn.ModuleList(self._new_block(config, index=index) for index in range(shape.depth))
         self.norm = norm_layer(config.norm, width=shape.width, eps=config.layer_norm_eps)
@@ -99,7 +100,7 @@ class ViT(Backbone):
         return self._encode(x_BND, context=context)
 
     def _new_block(self, config: ViTSettings, *, index: int) -> nn.Module:
-        return (ParallelBlock if config.parallel else Block)(config.block_spec(index), index=index)
+        return _block_class(config)(config.block_spec(index), index=index)
 
     def _encode(self, x_BND: Tensor, *, context: BlockContext) -> Features:
         """What the blocks make of the embedded tokens."""
@@ -204,6 +205,12 @@ class ViT(Backbone):
         normed_BND = self.norm(x_BND) if self.norm_place == "tokens" else x_BND
         pooled_BD: Tensor = self.attn_pool(normed_BND, sizes_BN=sizes_BN)
         return pooled_BD if self.norm_place == "tokens" else self.norm(pooled_BD)
+
+
+def _block_class(config: ViTSettings) -> type[Block | ParallelBlock]:
+    if config.attention == "cross_covariance":
+        return MixingBlock
+    return ParallelBlock if config.parallel else Block
 
 
 def _tokens(count: int, *, width: int) -> nn.Parameter | None:

@@ -1,21 +1,27 @@
 """The settings of a vision transformer: its sizes and the switches of its blocks, by name or one by one."""
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from vitscale.config import Config
 from vitscale.dist.seeding import DrawSource
 from vitscale.models.base import BackboneConfig
-from vitscale.models.exclusions import refuse_excluded
+from vitscale.models.exclusions import FOR_TOKENS, refuse_beside_channels, refuse_excluded
 from vitscale.models.naflex import NaFlexConfig, naflex_problem
-from vitscale.models.settings import Count, one_per_channel, tiling_side, with_proposals
+from vitscale.models.settings import (
+    Count,
+    as_yaml,
+    fixed_part,
+    one_per_channel,
+    tiling_side,
+    with_proposals,
+)
 from vitscale.models.variants import parse_variant
 from vitscale.models.vit_shape import ViTShape
 from vitscale.nn.attention import QkvBias
 from vitscale.nn.block import BlockSpec
 from vitscale.nn.counter_hash import SEED_KEY, SeedSource
+from vitscale.nn.cross_covariance import AttentionKind
 from vitscale.nn.halting import HaltingConfig
 from vitscale.nn.input_form import InputForm
 from vitscale.nn.layers import NormKind
@@ -26,7 +32,7 @@ from vitscale.nn.positions import Positions
 from vitscale.nn.relative_bias import RelativeBiasConfig
 from vitscale.nn.resample import POSITION_MODES, Grid, PositionMode
 from vitscale.nn.rope import Dinov3RopeConfig, MixedRopeConfig, RotaryConfig
-from vitscale.nn.stems import STEMS, PatchStemConfig, StemConfig
+from vitscale.nn.stems import PatchStemConfig, StemConfig
 from vitscale.nn.token_merging import TokenMergingConfig
 
 
@@ -99,6 +105,9 @@ class ViTSettings(BackboneConfig):
     """Whether queries and keys are normalised head by head (ViT-22B)."""
     layer_scale: float | None = Field(default=None, gt=0)
     """Start of the learned factors of every channel at the end of each branch (CaiT, DeiT III, DINOv2); null has none."""
+    attention: AttentionKind = "softmax"
+    """softmax: each token attends to all. cross_covariance: channels of a head attend to each other, at a cost linear in the number of
+    tokens, and convolutions mix neighbouring patches (XCiT); for many tokens, see docs/attention.md."""
     parallel: bool = False
     """Attention and MLP side by side after one norm (ViT-22B) instead of one after the other."""
     window: Count | None = None
@@ -149,9 +158,9 @@ class ViTSettings(BackboneConfig):
         if name is None or setting == "variant" or setting in parse_variant(name).free:
             return value
         fixed = parse_variant(name).settings.get(setting, value)
-        if _architecture(value) != _architecture(fixed):
+        if fixed_part(value) != fixed_part(fixed):
             raise ValueError(
-                f"{_yaml(value)} contradicts model.variant {name}, which has {_yaml(fixed)}; leave it out, or name a plain size"
+                f"{as_yaml(value)} contradicts model.variant {name}, which has {as_yaml(fixed)}; leave it out, or name a plain size"
                 f" such as B/16 and give every setting"
             )
         return value
@@ -357,6 +366,12 @@ class ViTSettings(BackboneConfig):
             raise ValueError(problem)
         return value
 
+    @field_validator("attention", *FOR_TOKENS)
+    @classmethod
+    def _attention_goes_with_the_rest(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_beside_channels(str(info.field_name), value=value, others=info.data)
+        return value
+
     @field_validator("image_mean", "image_std")
     @classmethod
     def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
@@ -427,6 +442,7 @@ class ViTSettings(BackboneConfig):
             window=self.window,
             global_blocks=self.global_blocks,
             patch_dropout=self.patch_dropout,
+            mixes_channels=self.attention == "cross_covariance",
             rotary=self.rotary.kind if self.rotary else None,
             position_bias=self.position_bias.kind if self.position_bias else None,
             halts=self.halting is not None,
@@ -451,6 +467,7 @@ class ViTSettings(BackboneConfig):
             mlp_bias=self.mlp_bias,
             qk_norm=self.qk_norm,
             layer_scale=self.layer_scale,
+            attention=self.attention,
             window=shape.window_of(index),
             dropout=self.dropout,
             grid=Grid(rows=shape.grid, columns=shape.grid),
@@ -475,17 +492,3 @@ def _resolved(name: str, info: ValidationInfo) -> int | None:
     variant = parse_variant(info.data["variant"])
     value: int = variant.patch_size if name == "patch_size" else getattr(variant.size, name)
     return value
-
-
-def _architecture(value: Any) -> Any:
-    """What a published model fixes of a setting: nothing that is drawn in training only, and not the epsilons of a stem."""
-    if isinstance(value, Dinov3RopeConfig):
-        return value.without_draws
-    return value.architecture() if isinstance(value, STEMS) else value
-
-
-def _yaml(value: Any) -> str:
-    """A value as it would stand in a YAML file."""
-    if isinstance(value, Config):
-        return json.dumps(value.model_dump(mode="json"))
-    return value if isinstance(value, str) else json.dumps(value)

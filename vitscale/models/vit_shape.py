@@ -42,6 +42,8 @@ class ViTShape:
     position_bias: Literal["relative", "log_spaced", "decomposed"] | None
     halts: bool
     """Whether tokens leave at different depths; what is counted is that none does."""
+    mixes_channels: bool
+    """Whether attention is between channels instead of tokens."""
     merged_tokens: tuple[int, ...]
     """How many patches each block is to merge away; empty where none does."""
 
@@ -138,7 +140,7 @@ class ViTShape:
             width=self.width,
             mlp_width=self.mlp_width,
             num_tokens=num_tokens,
-            attended_tokens=num_tokens if window is None else window**2,
+            attended_tokens=self._attended_tokens(window=window, num_tokens=num_tokens),
             padding_tokens=0 if window is None else padded**2 - self.token_grid**2,
             is_gated=self.is_gated,
             is_parallel=self.is_parallel,
@@ -146,10 +148,16 @@ class ViTShape:
             mlp_norm=self.mlp_norm,
             layer_scale=self.layer_scale,
             num_gathered=3 if self.halts else 0,
+            mixes_channels=self.mixes_channels,
             num_score_heads=self.num_heads if self.position_bias else 0,
             rotary=None if self.rotary is None else "learned" if self.rotary == "mixed" else "fixed",
             bias_flops=2 * padded**2 * 2 * (window or self.token_grid) * self.width if self.position_bias == "decomposed" else 0,
         )
+
+    def _attended_tokens(self, *, window: int | None, num_tokens: int) -> int:
+        if self.mixes_channels:
+            return self.width // self.num_heads
+        return num_tokens if window is None else window**2
 
     def _merging(self, block: BlockShape, *, wanted: int) -> BlockShape:
         num_patches = block.num_tokens - self.num_prefix

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         super().__init__()
         assert width % num_heads == 0, f"width {width} is not a multiple of {num_heads} heads"
         self.num_heads = num_heads
-        self.qkv = _qkv(width, bias=qkv_bias)
+        self.qkv = qkv_projection(width, bias=qkv_bias)
         self.q_norm, self.k_norm = (norm_layer(qk_norm, width=width // num_heads, eps=norm_eps) if qk_norm else None for _ in range(2))
         self.proj = linear(in_width=width, out_width=width, weight=xavier_uniform(), has_bias=proj_bias)
         self.windows = Windows(side=window, shift=0, padding="before_shift") if window else None
@@ -113,7 +113,8 @@ class Attention(nn.Module):
         return rotation if context.patches_BP is None else rotation.of_patches(context.patches_BP, num_prefix=context.num_prefix)
 
 
-def _qkv(width: int, *, bias: QkvBias) -> nn.Module:
+def qkv_projection(width: int, *, bias: QkvBias) -> nn.Module:
+    """Queries, keys and values (..., 3D) as one matrix product."""
     if bias == "no_key":
         return QkvWithoutKeyBias(width, weight=xavier_uniform(stack=3))
     return linear(in_width=width, out_width=3 * width, weight=xavier_uniform(stack=3), has_bias=bias == "all")

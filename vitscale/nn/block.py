@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vitscale.nn.attention import Attention, QkvBias
 from vitscale.nn.context import BlockContext
+from vitscale.nn.cross_covariance import AttentionKind, CrossCovarianceAttention
 from vitscale.nn.dropout import Dropout
 from vitscale.nn.layers import LayerScale, NormKind, norm_layer
 from vitscale.nn.mlp import Gelu, Mlp, MlpKind
@@ -37,6 +38,7 @@ class BlockSpec:
     mlp_bias: bool = True
     qk_norm: bool = False
     layer_scale: float | None = None
+    attention: AttentionKind = "softmax"
     window: int | None = None
     dropout: float = 0.0
     grid: Grid | None = None
@@ -115,7 +117,9 @@ def scaled(y_BND: Tensor, *, by: LayerScale | None) -> Tensor:
     return scaled_BND
 
 
-def _attention(spec: BlockSpec) -> Attention:
+def _attention(spec: BlockSpec) -> Attention | CrossCovarianceAttention:
+    if spec.attention == "cross_covariance":
+        return CrossCovarianceAttention(width=spec.width, num_heads=spec.num_heads, qkv_bias=spec.qkv_bias, proj_bias=spec.proj_bias)
     return Attention(
         width=spec.width,
         num_heads=spec.num_heads,

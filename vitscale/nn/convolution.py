@@ -1,4 +1,4 @@
-"""Convolutions without bias whose kernels carry their init recipe: plain ones, and ones whose kernels are standardised."""
+"""Convolutions whose kernels carry their init recipe: plain ones, one per channel, and ones whose kernels are standardised."""
 
 # B batch, C channels, H height, W width, O output channels, K kernel side
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitscale.nn.init import lecun_normal, set_init
+from vitscale.nn.init import lecun_normal, set_init, zeros
 
 Epsilons = Literal["google", "timm"]
 """What is added so that nothing is divided by 0. google: 1e-5 to the standard deviation of a kernel and 1e-6 to the variance of a
@@ -28,6 +28,20 @@ class Convolution(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H', W')."""
         return F.conv2d(x_BCHW, self.weight, stride=self.stride, padding=self.padding)
+
+
+class DepthwiseConvolution(nn.Module):
+    """A convolution of every channel with a square kernel of its own, `weight` (C, 1, K, K) of odd side, and a bias; the map keeps its
+    size."""
+
+    def __init__(self, *, channels: int, side: int) -> None:
+        super().__init__()
+        self.weight = _kernel(in_channels=1, out_channels=channels, side=side)
+        self.bias = set_init(nn.Parameter(torch.empty(channels)), zeros())
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        return F.conv2d(x_BCHW, self.weight, self.bias, padding=self.weight.shape[-1] // 2, groups=x_BCHW.shape[1])
 
 
 class StandardisedConvolution(nn.Module):

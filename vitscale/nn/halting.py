@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vitscale.config import Config
+from vitscale.nn.attention import Attention
 from vitscale.nn.block import Block, scaled
 
 
@@ -56,6 +57,7 @@ class HaltingBlock(Block):
 
     def forward(self, x_1TD: Tensor, *, num_tokens: int, packing: Packing | None) -> Tensor:  # type: ignore[override]
         """(1, T, D) to (1, T, D). Without `packing` every image has all of its `num_tokens`."""
+        assert isinstance(self.attn, Attention), "what halts are tokens, which attend to tokens"
         q_1THK, k_1THK, v_1THK = self.attn.heads(self.norm1(x_1TD))
         if packing is None:
             rows = (part_1THK[0].unflatten(0, (-1, num_tokens)).transpose(1, 2) for part_1THK in (q_1THK, k_1THK, v_1THK))

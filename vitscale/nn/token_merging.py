@@ -64,6 +64,7 @@ class MergingBlock(Block):
 
     def forward(self, x_BND: Tensor, *, context: BlockContext, sizes_BN: Tensor | None = None) -> Merged:  # type: ignore[override]
         """(B, N, D) and the sizes of the tokens (B, N) to (B, M, D) and (B, M)."""
+        assert isinstance(self.attn, Attention), "matching compares the keys of tokens"
         first = self.num_branches * self.index
         y_BND, key_BNK = attend_in_proportion(self.attn, self.norm1(x_BND), sizes_BN=sizes_BN if self.is_proportional else None)
         y_BND = scaled(self.attention_dropout(y_BND, seed_B=context.seed_B), by=self.ls1)

@@ -118,6 +118,8 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     pooling = _pooling_elements(block.pooled_input, block=block, recompute=recompute) if block.pooled_input else 0
     if recompute == "full":
         return block.num_tokens * block.width + pooling
+    if block.mixes_channels:
+        return _mixing_block_elements(block, recompute)
     # What attention sees: with windows, the tokens that fill them up as well. Its queries, keys, values and result.
     attention = 4 * (block.num_tokens + block.padding_tokens) * block.width
     hidden = block.mlp_tokens * block.mlp_width
@@ -153,6 +155,19 @@ def _pooling_elements(pooled: PooledInput, *, block: BlockShape, recompute: Reco
     # The norm's input and result, the pooled queries, and the largest of what goes past.
     largest = output if pooled.projects else block.num_tokens * pooled.width
     return projected + 2 * (block_input - output) + output + largest
+
+
+def _mixing_block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
+    """The same of a block whose attention is between channels: three branches of the same tokens, scores and weights of every channel
+    for those of its head, and queries, keys and values once more, as the products take them."""
+    tokens, scores = block.num_tokens * block.width, block.width * block.attended_tokens
+    hidden = block.num_tokens * block.mlp_width
+    if recompute == "selective":
+        return (2 + 4 + 2) * tokens + scores + (2 if block.is_gated else 1) * hidden
+    branches = 3 * (3 if block.layer_scale else 2) * tokens
+    attention = (3 + 3 + 1) * tokens + 2 * scores
+    convolutions = 3 * tokens
+    return branches + attention + convolutions + hidden * ((4 if block.is_gated else 2) + int(block.mlp_norm))
 
 
 def _copies_of_queries_and_keys(block: BlockShape) -> int:
