@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from vitscale.config import CheckpointError
@@ -31,7 +33,7 @@ def _facts(*, num_classes: int = 10, pre_logits: int | None = None, **model: Any
         kernel_side=config.shape.kernel_side,
         num_channels=config.num_channels,
         resampling=config.resampling,
-        settings={"num_heads": config.num_heads, "gelu": config.gelu},
+        settings={"kind": "vit", "num_heads": config.num_heads, "gelu": config.gelu},
     )
 
 
@@ -351,3 +353,45 @@ def test_the_table_shows_what_changed_and_counts_the_rest() -> None:
 def test_the_count_of_loaded_values_is_that_of_the_tensors() -> None:
     facts = _facts()
     assert f"{sum(torch.Size(shape).numel() for shape in facts.shapes.values()):,} values" in format_table(_plan(facts, facts))
+
+
+def test_a_head_is_made_out_of_another_data_sets_by_a_map_of_classes(tmp_path: Path) -> None:
+    path = tmp_path / "map.txt"
+    path.write_text("7\n0\n7\n")
+    source, target = _facts(pre_logits=6), _facts(num_classes=3, pre_logits=6)
+    plan, weights = _plan(source, target, class_map=str(path)), _weights(source)
+    assert _changed(plan) == {"head.fc.weight": "mapped", "head.fc.bias": "mapped"}
+    assert f"a row for each class, by {path}" in format_table(plan)
+    for name in ("head.fc.weight", "head.fc.bias"):
+        value = plan.value(name, read=weights.__getitem__)
+        assert value is not None
+        assert torch.equal(value, weights[name][[7, 0, 7]])
+
+
+@pytest.mark.parametrize(
+    ("lines", "target", "problem"),
+    [
+        ("7\n0\n", {"num_classes": 3}, "init_from.class_map: 2 lines for the 3 classes of head.fc.weight"),
+        ("7\n10\n1\n", {"num_classes": 3}, "init_from.class_map: class 10, and head.fc.weight of the source has classes 0 to 9"),
+        ("7\n0\n1\n", {"num_classes": 3, "pre_logits": 6}, "head.pre_logits.weight: - in the source, 6 x 8 here"),
+    ],
+)
+def test_a_map_that_does_not_fit_the_heads_is_refused(tmp_path: Path, lines: str, target: dict[str, Any], problem: str) -> None:
+    path = tmp_path / "map.txt"
+    path.write_text(lines)
+    with pytest.raises(CheckpointError) as caught:
+        _plan(_facts(), _facts(**target), class_map=str(path))
+    assert problem in str(caught.value)
+
+
+def test_a_map_contradicts_a_fresh_head() -> None:
+    with pytest.raises(ValidationError, match=r"init_from\.head replace makes no head out of"):
+        InitFromConfig(path="runs/old", head="replace", class_map="map.txt")
+
+
+def test_a_model_of_another_kind_is_refused_by_its_kind_alone() -> None:
+    facts = _facts()
+    other = dataclasses.replace(facts, settings={**facts.settings, "kind": "swin"}, shapes={"backbone.merges.0.norm.weight": (4,)})
+    with pytest.raises(CheckpointError, match=r"\(1 difference\)") as caught:
+        _plan(other, facts)
+    assert "model.kind: swin in the source, vit here" in str(caught.value)

@@ -44,6 +44,11 @@ class HieraShape:
         return self.specs[-1].width
 
     @property
+    def num_heads(self) -> int:
+        """Attention heads of the first stage."""
+        return self.specs[0].num_heads
+
+    @property
     def unit_side(self) -> int:
         """Tokens of the first map along a side of a mask unit."""
         side: int = 2**self.num_poolings

@@ -53,6 +53,11 @@ class SwinShape:
         return self.stages[-1].width
 
     @property
+    def num_heads(self) -> tuple[int, ...]:
+        """Attention heads of each stage."""
+        return tuple(stage.num_heads for stage in self.stages)
+
+    @property
     def kernel_side(self) -> int:
         """Side of a patch where it is cut: pixels."""
         return self.patch_size

@@ -13,7 +13,7 @@ from vitscale.checkpoint.discover import nothing, resolve_checkpoint
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.dist.agreement import jointly, on_main
-from vitscale.models import ModelConfig, ViTConfig
+from vitscale.models import ModelConfig
 from vitscale.nn.init import initial_value
 from vitscale.nn.position_table import position_tables
 from vitscale.nn.resample import PositionMode
@@ -110,4 +110,4 @@ def _settings(model: ModelConfig) -> dict[str, Any]:
     """The settings that decide what weights of given shapes compute."""
     values = {name: value for name, value in model.model_dump(mode="json").items() if name not in _SIZES | _OF_TRAINING}
     # By a variant's name or by number.
-    return values | {"num_heads": model.shape.num_heads} if isinstance(model, ViTConfig) else values
+    return values | {"num_heads": model.shape.num_heads}

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
 from vitscale.config import CheckpointError, Config
 from vitscale.nn.patch_kernel import KernelMode, resample_patch_kernel
 from vitscale.nn.position_table import CLASS_ROW, GridTable, OffsetTable, PositionTable, can_fit, describe_fit, fit_table
 from vitscale.nn.resample import POSITION_MODES, PositionMode
+from vitscale.weights.class_map import read_class_map
 
 BACKBONE = "backbone."
 POSITIONS = f"{BACKBONE}pos_embed"
@@ -29,12 +31,16 @@ _MAY_COME_AND_GO = {
 }
 """What one of the models may be without, by how the names begin."""
 
+_OF_CLASSES = frozenset(f"{head}.fc.{leaf}" for head in ("head", "head_dist") for leaf in ("weight", "bias"))
+"""Tensors of a head with a row for each class."""
+
 UNSTORED_MODE: PositionMode = "google"
 """The mode of weights that come without one: checkpoints from before the mode was stored."""
 
 Shape = tuple[int, ...]
-Action = Literal["loaded", "resampled", "merged", "replaced", "initialised", "dropped"]
-"""loaded: the source's value. resampled: the source's value, fitted to another grid. merged: a class or distillation token with its
+Action = Literal["loaded", "resampled", "mapped", "merged", "replaced", "initialised", "dropped"]
+"""loaded: the source's value. resampled: the source's value, fitted to another grid. mapped: rows of the source's value, one for each
+class. merged: a class or distillation token with its
 position added, for a model whose table has no row for it. replaced: in both models, but started afresh. initialised: in the new model only.
 dropped: in the source only."""
 
@@ -57,6 +63,18 @@ class InitFromConfig(Config):
     head: Literal["auto", "keep", "replace"] = "auto"
     """The head, that is everything outside the backbone: keep the source's, replace it by a fresh one, or auto: keep it
     where every tensor of it fits."""
+    class_map: str | None = None
+    """A text file that makes a head for these classes out of the source's: a line for each class, with the number, from 0, of the source's
+    class whose weights it gets, as Swin's map22kto1k.txt for ImageNet-1k out of 22k. null: no class has another's weights."""
+
+    @field_validator("class_map")
+    @classmethod
+    def _a_head_is_kept(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("head", "auto") != "auto":
+            raise ValueError(
+                f"makes a head out of the source's, which init_from.head {info.data['head']} does not; leave one of the two out"
+            )
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +112,8 @@ class TransferPlan:
     target: ModelFacts
     positions: PositionMode
     patch_kernel: KernelMode
+    classes: tuple[int, ...]
+    """The source's class for each class, where init_from.class_map says so."""
     note: str
     """Where the mode of resampling comes from."""
 
@@ -103,7 +123,7 @@ class TransferPlan:
         `read` gets the source's whole tensor by name and is called for what is used only.
         """
         row = next(row for row in self.rows if row.name == name)
-        if row.action not in ("loaded", "resampled", "merged"):
+        if row.action not in ("loaded", "resampled", "mapped", "merged"):
             return None
         value = _transferred_value(row, plan=self, read=read)
         assert tuple(value.shape) == row.target_shape, f"{name}: {tuple(value.shape)}, expected {row.target_shape}"
@@ -113,8 +133,14 @@ class TransferPlan:
 def plan_transfer(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts) -> TransferPlan:
     """Decide for every tensor. Raises `CheckpointError` listing what does not fit, with the first mismatches in full."""
     mode = config.positions or source.resampling or UNSTORED_MODE
-    rows = [*_backbone_rows(source, target=target, mode=mode), *_head_rows(config, source=source, target=target)]
-    problems = list(_problems(rows, source=source, target=target, mode=mode))
+    classes = read_class_map(config.class_map) if config.class_map else ()
+    heads = _mapped_head_rows(config, source=source, target=target) if classes else _head_rows(config, source=source, target=target)
+    rows = [*_backbone_rows(source, target=target, mode=mode), *heads]
+    kinds = [model.settings.get("kind") for model in (source, target)]
+    if kinds[0] != kinds[1]:
+        problems = [f"model.kind: {kinds[0]} in the source, {kinds[1]} here"]
+    else:
+        problems = [*_problems(rows, source=source, target=target, mode=mode), *_class_problems(rows, classes=classes)]
     if problems:
         raise CheckpointError(_refusal(config, problems))
     order = {name: index for index, name in enumerate([*target.shapes, *source.shapes])}
@@ -125,6 +151,7 @@ def plan_transfer(config: InitFromConfig, *, source: ModelFacts, target: ModelFa
         target=target,
         positions=mode,
         patch_kernel=config.patch_kernel,
+        classes=classes,
         note=_mode_note(config, mode=mode, source=source, target=target),
     )
 
@@ -215,6 +242,26 @@ def _head_rows(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts
             yield _with(row, action="initialised" if row.source_shape is None else "replaced", detail=fresh)
 
 
+def _mapped_head_rows(config: InitFromConfig, *, source: ModelFacts, target: ModelFacts) -> Iterator[Row]:
+    """The last layer has a row for each class; what comes before it is kept."""
+    for name in _union(source, target=target, in_backbone=False):
+        row = Row(name=name, action="loaded", source_shape=source.shapes.get(name), target_shape=target.shapes.get(name))
+        has_classes = name in _OF_CLASSES and row.source_shape is not None and row.target_shape is not None
+        yield _with(row, action="mapped", detail=f"a row for each class, by {config.class_map}") if has_classes else row
+
+
+def _class_problems(rows: list[Row], *, classes: tuple[int, ...]) -> Iterator[str]:
+    for row in rows:
+        if row.action != "mapped" or row.source_shape is None or row.target_shape is None:
+            continue
+        if row.source_shape[1:] != row.target_shape[1:]:
+            yield f"{row.name}: {_shown(row.source_shape)} in the source, {_shown(row.target_shape)} here"
+        if len(classes) != row.target_shape[0]:
+            yield f"init_from.class_map: {len(classes)} lines for the {row.target_shape[0]} classes of {row.name}"
+        if max(classes) >= row.source_shape[0]:
+            yield f"init_from.class_map: class {max(classes)}, and {row.name} of the source has classes 0 to {row.source_shape[0] - 1}"
+
+
 def _problems(rows: list[Row], *, source: ModelFacts, target: ModelFacts, mode: PositionMode) -> Iterator[str]:
     if source.num_channels != target.num_channels:
         yield f"model.num_channels: {source.num_channels} in the source, {target.num_channels} here"
@@ -274,6 +321,8 @@ def _transferred_value(row: Row, *, plan: TransferPlan, read: Callable[[str], Te
         return value + read(POSITIONS).float()[:, index : index + 1]
     if row.action == "loaded":
         return value
+    if row.action == "mapped":
+        return value[list(plan.classes)]
     if row.name == PATCH_KERNEL:
         sides = {"source": source.kernel_side, "target": target.kernel_side}
         return resample_patch_kernel(value, num_channels=_kernel_channels(source), mode=plan.patch_kernel, **sides)
