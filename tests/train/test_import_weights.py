@@ -193,7 +193,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "extra": (google_arrays() | {"aux/kernel": np.zeros((2, 3), np.float32)}, r"unknown: aux/kernel: 2 x 3"),
     "near": (without(google_arrays(), "head/bias") | {"head/bais": np.zeros(5, np.float32)}, r"head/bias; the nearest name is head/bais"),
     "shape": (google_arrays() | {"head/bias": np.zeros(7, np.float32)}, r"of another shape: head/bias: 7, expected 5"),
-    "hybrid": (google_arrays() | {"conv_root/kernel": np.zeros((7, 7, 3, 8), np.float32)}, "it looks like a hybrid"),
+    "hybrid": (google_arrays() | {"conv_root/kernel": np.zeros((7, 7, 3, 8), np.float32)}, "its stem is 8 channels wide, and 32 groups"),
     "nan": (with_nan(google_arrays()), r"encoder_norm/bias holds 2 of 32 values that are NaN"),
     "positions": (google_arrays() | {"Transformer/posembed_input/pos_embedding": np.zeros((1, 12, 32), np.float32)}, "no square grid"),
     "no blocks": (without(google_arrays(), "encoderblock"), r"query/kernel is missing"),

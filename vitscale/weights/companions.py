@@ -3,8 +3,9 @@
 from typing import Any
 
 from vitscale.models import ViTConfig
+from vitscale.nn.resnet_stem import ResNetStemConfig
 from vitscale.weights.rules import Layout
-from vitscale.weights.targets import dinov2_ratio, has_class_row
+from vitscale.weights.targets import dinov2_ratio, has_class_row, timm_hybrid
 
 
 def companion_files(model: ViTConfig, *, layout: Layout, num_classes: int) -> dict[str, dict[str, Any]]:
@@ -24,7 +25,7 @@ def timm_arguments(model: ViTConfig, *, class_row: bool) -> dict[str, Any]:
     hidden = shape.mlp_width * (2 if shape.is_gated else 1)
     arguments: dict[str, Any] = {
         "img_size": shape.image_size,
-        "patch_size": shape.patch_size,
+        "patch_size": shape.kernel_side,
         "in_chans": shape.num_channels,
         "embed_dim": shape.width,
         "depth": shape.depth,
@@ -50,6 +51,10 @@ def timm_arguments(model: ViTConfig, *, class_row: bool) -> dict[str, Any]:
 
 def timm_architecture(model: ViTConfig) -> str:
     """A name that timm has registered for a model whose parts are classes and so no argument in JSON; its sizes are of no effect."""
+    if isinstance(model.stem, ResNetStemConfig):
+        hybrid = timm_hybrid(model.stem)
+        assert hybrid is not None, "a layout was chosen that holds the stem"
+        return hybrid
     if model.distillation_token:
         return "deit_base_distilled_patch16_224"
     return "vit_giant_patch14_dinov2" if model.shape.is_gated else "vit_base_patch16_224"

@@ -1,12 +1,14 @@
 """What a family of foreign files tells of itself: the seam between the recognition of a file and the layouts it may have."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vitscale.config import CheckpointError
+from vitscale.nn.convolution import Epsilons
 from vitscale.nn.resample import PositionMode
+from vitscale.nn.resnet_stem import ResNetStemConfig
 from vitscale.weights.forms import Shape
 from vitscale.weights.rules import Layout
 
@@ -76,9 +78,16 @@ def shape_of(shapes: Mapping[str, Shape], name: str, *, num_dims: int, where: st
     return shapes[name]
 
 
-def count_blocks(shapes: Mapping[str, Shape], pattern: str) -> int:
-    """How many of `pattern`, whose `{i}` counts from 0, there are."""
+def count_blocks(shapes: Mapping[str, Shape], pattern: str, *, first: int = 0) -> int:
+    """How many of `pattern`, whose `{i}` counts from `first`, there are."""
     depth = 0
-    while pattern.format(i=depth) in shapes:
+    while pattern.format(i=depth + first) in shapes:
         depth += 1
     return depth
+
+
+def resnet_stem(*, units: Sequence[int], width: int, epsilons: Epsilons, where: str) -> ResNetStemConfig:
+    """The settings of a stem with such stages. Raises `CheckpointError` for a width that its groups do not divide."""
+    if width % 32:
+        raise CheckpointError(f"{where}: its stem is {width} channels wide, and 32 groups are normalised")
+    return ResNetStemConfig(units=tuple(units), width=width, epsilons=epsilons)

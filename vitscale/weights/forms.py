@@ -18,12 +18,14 @@ Shape = tuple[int, ...]
 class Sizes:
     """What the shapes of our tensors do not tell, and names and shapes elsewhere depend on.
 
-    `own_row` and `their_row` say whether the table of positions has a row for the class token, here and there; `is_gated` whether the
-    MLP is, `is_pooled_norm` whether the final norm comes after pooling.
+    `num_channels` are those that patches are cut from, of the image or of a stem's features; `stem_units` the units of each stage of a
+    ResNet stem (None: there is none). `own_row` and `their_row` say whether the table of positions has a row for the class token, here
+    and there; `is_gated` whether the MLP is, `is_pooled_norm` whether the final norm comes after pooling.
     """
 
     num_channels: int
     num_heads: int
+    stem_units: tuple[int, ...] | None = None
     own_row: bool = True
     their_row: bool = True
     is_gated: bool = False
@@ -63,6 +65,18 @@ def _to_hwio(values: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
 
 def _from_hwio(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
     return [values[0].permute(3, 2, 0, 1).flatten(1)]
+
+
+def _kernel_to_hwio(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].permute(2, 3, 1, 0)]
+
+
+def _kernel_from_hwio(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].permute(3, 2, 0, 1)]
+
+
+def _flatten(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].flatten()]
 
 
 def _transpose(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
@@ -174,6 +188,10 @@ def head_biases(count: int) -> Form:
 SAME = Form(to_theirs=_same, to_ours=_same, in_order=True)
 OIHW = Form(to_theirs=_to_oihw, to_ours=_from_oihw, in_order=True)
 HWIO = Form(to_theirs=_to_hwio, to_ours=_from_hwio)
+KERNEL_HWIO = Form(to_theirs=_kernel_to_hwio, to_ours=_kernel_from_hwio)
+"""Of a convolution, which is OIHW here."""
+FLAT = Form(to_theirs=_same, to_ours=_flatten, in_order=True)
+"""A vector, which may have axes of length 1 before it."""
 TRANSPOSED = Form(to_theirs=_transpose, to_ours=_transpose)
 WITHOUT_BATCH = Form(to_theirs=_squeeze, to_ours=_unsqueeze, in_order=True)
 OUT_KERNEL = Form(to_theirs=_to_out_kernel, to_ours=_from_out_kernel)

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitscale.config import CheckpointError
-from vitscale.weights.family import Described, Entry, Family, count_blocks, image_side, is_square, shape_of
+from vitscale.nn.resnet_stem import ResNetStemConfig
+from vitscale.weights.family import Described, Entry, Family, count_blocks, image_side, is_square, resnet_stem, shape_of
 from vitscale.weights.forms import Shape
 from vitscale.weights.rules import Layout
 
 _KERNEL = "embedding/kernel"
+_ROOT = "conv_root/kernel"
+_GROUP_NORM = re.compile(r"(^|/)gn(\d|_root|_proj)/(scale|bias)$")
 _PREFIXES = ("opt/target/", "params/img/", "params/", "")
 """Training states of vit_jax and old big_vision; two-tower models of big_vision; big_vision; released files."""
 
@@ -41,7 +44,9 @@ def _entries(shapes: Mapping[str, Shape]) -> dict[str, Entry]:
                 apart = _STACK.sub(f"Transformer/encoderblock_{index}/", name)
                 entries[apart] = Entry(source=source, shape=shape[1:], index=index)
         else:
-            entries[name] = Entry(source=source, shape=shape)
+            # Some files keep the vectors of group norms as (1, 1, 1, channels).
+            is_vector = _GROUP_NORM.search(name) is not None and shape[:-1] == (1, 1, 1)
+            entries[name] = Entry(source=source, shape=shape[-1:] if is_vector else shape)
     return entries
 
 
@@ -51,6 +56,9 @@ def _describe(shapes: Mapping[str, Shape], *, settings: object, where: str) -> D
     patch_size, columns, channels, width = shape_of(shapes, _KERNEL, num_dims=4, where=where)
     if columns != patch_size:
         raise CheckpointError(f"{where}: its patches are {patch_size} x {columns} pixels, and patches here are square")
+    stem = _stem(shapes, where=where)
+    if stem is not None:
+        patch_size, channels = patch_size * stem.stride, shapes[_ROOT][2]
     query_DHK = shape_of(shapes, f"Transformer/encoderblock_0/{attention}/query/kernel", num_dims=3, where=where)
     dense = shape_of(shapes, f"Transformer/encoderblock_0/{mlp}/Dense_0/kernel", num_dims=2, where=where)
     model: dict[str, Any] = {
@@ -68,6 +76,8 @@ def _describe(shapes: Mapping[str, Shape], *, settings: object, where: str) -> D
         "image_mean": [0.5],
         "image_std": [0.5],
     }
+    if stem is not None:
+        model["stem"] = stem.model_dump(mode="json")
     head = {"num_classes": shapes["head/kernel"][-1]} if "head/kernel" in shapes else None
     if head is not None and "pre_logits/kernel" in shapes:
         head["pre_logits"] = shapes["pre_logits/kernel"][-1]
@@ -90,6 +100,17 @@ def _describe(shapes: Mapping[str, Shape], *, settings: object, where: str) -> D
         class_row=model["prefix_positions"],
         assumed=tuple(assumed),
     )
+
+
+def _stem(shapes: Mapping[str, Shape], *, where: str) -> ResNetStemConfig | None:
+    """The ResNet before the patches, whose stages and units count from 1."""
+    if _ROOT not in shapes:
+        return None
+    *_, width = shape_of(shapes, _ROOT, num_dims=4, where=where)
+    units: list[int] = []
+    while count := count_blocks(shapes, f"block{len(units) + 1}/unit{{i}}/conv1/kernel", first=1):
+        units.append(count)
+    return resnet_stem(units=units, width=width, epsilons="google", where=where)
 
 
 def _pooling(shapes: Mapping[str, Shape]) -> str:

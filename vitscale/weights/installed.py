@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vitscale.models import ViTConfig
 from vitscale.nn.pooling import Pooling
-from vitscale.weights.companions import timm_arguments
+from vitscale.nn.resnet_stem import ResNetStemConfig
+from vitscale.weights.companions import timm_architecture, timm_arguments
 
 Library = Literal["timm", "transformers"]
 Run = Callable[[Tensor], Tensor]
@@ -54,6 +55,8 @@ def timm_with_state(model: ViTConfig, *, state: Mapping[str, Tensor], num_classe
 def timm_with_npz(model: ViTConfig, *, path: Path, num_classes: int, class_row: bool) -> Run:
     """timm's model with a Google file, read by timm's own `load_checkpoint`; `class_row` says whether its table of positions has
     a row for the class token. Raises `NotUsable`."""
+    if isinstance(model.stem, ResNetStemConfig):
+        raise NotUsable("its hybrids add other numbers to variances than Google's")
     with np.load(path, allow_pickle=False) as archive:
         if any("pre_logits/" in name for name in archive.files):
             raise NotUsable("it drops the layer pre_logits")
@@ -100,6 +103,9 @@ def _timm_model(model: ViTConfig, *, num_classes: int, class_row: bool) -> nn.Mo
     gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU} if model.shape.is_gated else {}
     norm = partial(nn.LayerNorm if model.norm == "layer" else nn.RMSNorm, eps=model.layer_norm_eps)
     arguments = timm_arguments(model, class_row=class_row) | {"num_classes": num_classes, "norm_layer": norm} | gated
+    if isinstance(model.stem, ResNetStemConfig):
+        hybrid: nn.Module = timm.create_model(timm_architecture(model), **arguments)
+        return hybrid
     family = timm.models.deit.VisionTransformerDistilled if model.distillation_token else timm.models.vision_transformer.VisionTransformer
     module: nn.Module = family(**arguments)
     return module

@@ -47,7 +47,8 @@ def plan_conversions(shapes: Mapping[str, Shape], *, layout: Layout, sizes: Size
     done: set[str] = set()
     result, unknown = [], []
     for name in shapes:
-        pattern, block = split_block(name)
+        # The units of a stem have rules of their own, the blocks one for all.
+        pattern, block = (name, "") if any(name in rule.ours for rule in rules) else split_block(name)
         rule = next((rule for rule in rules if pattern in rule.ours and all(_named(ours, block) in shapes for ours in rule.ours)), None)
         if rule is None:
             unknown.append(name)

@@ -24,7 +24,6 @@ _SET_ASIDE = ("*mask_token", "decoder_*", "decoder.*", "*.pooler.*", "text_model
 """Names of what serves pre-training or another modality only, as patterns of fnmatch."""
 
 _OTHERS = {
-    r"^(conv_root|block\d+)/": "a hybrid, with convolutions before the blocks",
     r"ln_pre|norm_pre": "a tower of CLIP, with a norm before the blocks",
     r"relative_position_bias_table": "a model with relative positions, such as Swin or BEiT",
     r"cpb_mlp": "a Swin V2",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscale.nn.pooling import Pooling
+from vitscale.weights.reference_stem import stem_output
 from vitscale.weights.rules import Layout
 
 Read = Callable[[str], Tensor]
@@ -52,7 +53,8 @@ def _google(image_BCHW: Tensor, *, settings: ReferenceSettings, names: Collectio
     table = "pos_embedding" if big_vision else "Transformer/posembed_input/pos_embedding"
     kernel_PPCD = read("embedding/kernel")
     side = kernel_PPCD.shape[0]
-    patches_BCGGPP = image_BCHW.unfold(2, side, side).unfold(3, side, side)
+    features_BCHW = stem_output(image_BCHW, names=names, read=read)
+    patches_BCGGPP = features_BCHW.unfold(2, side, side).unfold(3, side, side)
     x_BGGD = torch.einsum("bcghpq,pqcd->bghd", patches_BCGGPP, kernel_PPCD) + read("embedding/bias")
     x_BND = x_BGGD.flatten(1, 2)
     has_class = "cls" in names
@@ -254,7 +256,9 @@ def _torch_logits(x_BD: Tensor, x_BND: Tensor, head: str, num_prefix: int, file:
 def _torch_tokens(image_BCHW: Tensor, *, called: _Names, file: _Tensors) -> tuple[Tensor, int]:
     """Tokens (B, N, D) with their positions, and how many are not patches."""
     kernel_DCPP = file.read(f"{called.patch}.weight")
-    x_BND = F.conv2d(image_BCHW, kernel_DCPP, file.read(f"{called.patch}.bias"), stride=kernel_DCPP.shape[-1]).flatten(2).transpose(1, 2)
+    features_BCHW = stem_output(image_BCHW, names=file.names, read=file.read)
+    x_BDGG = F.conv2d(features_BCHW, kernel_DCPP, file.read(f"{called.patch}.bias"), stride=kernel_DCPP.shape[-1])
+    x_BND = x_BDGG.flatten(2).transpose(1, 2)
     num_patches = x_BND.shape[1]
     prefix = [file.read(name).expand(len(x_BND), -1, -1) for name in called.tokens if file.has(name)]
     registers = [file.read(called.registers).expand(len(x_BND), -1, -1)] if file.has(called.registers) else []

@@ -10,7 +10,9 @@ from typing import Literal
 
 from vitscale.weights.forms import (
     CLASS_AND_MEAN,
+    FLAT,
     HWIO,
+    KERNEL_HWIO,
     OIHW,
     OUT_KERNEL,
     SAME,
@@ -28,7 +30,7 @@ from vitscale.weights.forms import (
 Layout = Literal["timm", "hf_vit", "hf_deit", "hf_dinov2", "hf_dinov2_with_registers", "hf_siglip", "vit_jax", "big_vision"]
 
 CLASS_TOKEN, POSITIONS = "backbone.cls_token", "backbone.pos_embed"
-_BLOCK, _POOL = "backbone.blocks.{i}", "backbone.attn_pool"
+_BLOCK, _POOL, _STEM = "backbone.blocks.{i}", "backbone.attn_pool", "backbone.stem"
 _DENSE, _NORM = ("/kernel", "/bias"), ("/scale", "/bias")
 
 
@@ -82,6 +84,7 @@ def _timm(sizes: Sizes) -> list[Rule]:
         _one("backbone.dist_token", "dist_token"),
         _one("backbone.reg_token", "reg_token"),
         *_both("backbone.patch_embed", "patch_embed.proj", form=OIHW),
+        *_timm_stem(sizes),
         *(rule for module in modules for rule in _both(f"{_BLOCK}.{module}", f"blocks.{{i}}.{module}")),
         *(_one(f"{_BLOCK}.{module}.gamma", f"blocks.{{i}}.{module}.gamma") for module in ("ls1", "ls2")),
         *_both("backbone.norm", "fc_norm" if sizes.is_pooled_norm else "norm"),
@@ -90,6 +93,39 @@ def _timm(sizes: Sizes) -> list[Rule]:
         *_both("head.fc", "head"),
         *_both("head_dist.fc", "head_dist"),
     ]
+
+
+def _timm_stem(sizes: Sizes) -> list[Rule]:
+    """timm's ResNetV2 as the backbone of a HybridEmbed; the root alone has no name of its own there."""
+    at = "patch_embed.backbone"
+    root = f"{at}.stem" if sizes.stem_units else at
+    rules = [_one(f"{_STEM}.root.conv.weight", f"{root}.conv.weight"), *_both(f"{_STEM}.root.norm", f"{root}.norm")]
+    for stage, unit in _units(sizes):
+        ours, theirs = f"{_STEM}.stages.{stage}.{unit}", f"{at}.stages.{stage}.blocks.{unit}"
+        parts = [(f"conv{n}", f"norm{n}", f"conv{n}", f"norm{n}") for n in (1, 2, 3)]
+        for conv, norm, their_conv, their_norm in (*parts, ("conv_proj", "norm_proj", "downsample.conv", "downsample.norm")):
+            rules += [_one(f"{ours}.{conv}.weight", f"{theirs}.{their_conv}.weight"), *_both(f"{ours}.{norm}", f"{theirs}.{their_norm}")]
+    return rules
+
+
+def _vit_jax_stem(sizes: Sizes) -> list[Rule]:
+    """vit_jax's names, whose stages and units count from 1."""
+    rules = _vit_jax_conv(f"{_STEM}.root.conv", "conv_root", norm=f"{_STEM}.root.norm", their_norm="gn_root")
+    for stage, unit in _units(sizes):
+        ours, theirs = f"{_STEM}.stages.{stage}.{unit}", f"block{stage + 1}/unit{unit + 1}"
+        for part in ("1", "2", "3", "_proj"):
+            rules += _vit_jax_conv(f"{ours}.conv{part}", f"{theirs}/conv{part}", norm=f"{ours}.norm{part}", their_norm=f"{theirs}/gn{part}")
+    return rules
+
+
+def _vit_jax_conv(conv: str, their_conv: str, *, norm: str, their_norm: str) -> list[Rule]:
+    kernel = _one(f"{conv}.weight", f"{their_conv}/kernel", form=KERNEL_HWIO)
+    return [kernel, *_both(norm, their_norm, form=FLAT, bias_form=FLAT, ends=_NORM)]
+
+
+def _units(sizes: Sizes) -> list[tuple[int, int]]:
+    """Stage and unit of every bottleneck of a stem."""
+    return [(stage, unit) for stage, count in enumerate(sizes.stem_units or ()) for unit in range(count)]
 
 
 def _hf_embeddings(root: str) -> list[Rule]:
@@ -201,9 +237,10 @@ def _map_head() -> list[Rule]:
     ]
 
 
-def _vit_jax(sizes: Sizes) -> list[Rule]:  # noqa: ARG001  (a table of rules)
+def _vit_jax(sizes: Sizes) -> list[Rule]:
     table = "Transformer/posembed_input/pos_embedding"
-    return _google(attention="MultiHeadDotProductAttention_1", norm2="LayerNorm_2", mlp="MlpBlock_3", table=table)
+    blocks = _google(attention="MultiHeadDotProductAttention_1", norm2="LayerNorm_2", mlp="MlpBlock_3", table=table)
+    return [*_vit_jax_stem(sizes), *blocks]
 
 
 def _big_vision(sizes: Sizes) -> list[Rule]:  # noqa: ARG001  (a table of rules)

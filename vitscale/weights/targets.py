@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from vitscale.config import CheckpointError, Config
 from vitscale.models import ViTConfig
+from vitscale.nn.resnet_stem import ResNetStemConfig
+from vitscale.nn.stems import PatchStemConfig
 from vitscale.weights.forms import Sizes
 from vitscale.weights.rules import Layout
 
@@ -28,6 +30,14 @@ _ANYWHERE = frozenset(
 )  # fmt: skip
 """Settings that every layout carries, in tensors or beside them, and those that matter in training, or for other inputs, only."""
 
+_TIMM_HYBRIDS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+"""timm's hybrids by the units of their stem's stages."""
+
 _TABLES = ("learned", "sincos2d_mae", "sincos2d_big_vision")
 _BOTH = (True, False)
 
@@ -40,6 +50,16 @@ class _Any(tuple[object, ...]):
 
 
 _ANY = _Any()
+
+
+class _Hybrids(tuple[object, ...]):
+    """Holds no stem, and ResNets."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, PatchStemConfig | ResNetStemConfig)
+
+
+_STEMS = _Hybrids((PatchStemConfig(), ResNetStemConfig()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +111,9 @@ def sizes_of(model: ViTConfig, *, their_row: bool) -> Sizes:
     """What the shapes of its tensors do not tell."""
     shape = model.shape
     return Sizes(
-        num_channels=shape.num_channels,
+        num_channels=shape.kernel_channels,
         num_heads=shape.num_heads,
+        stem_units=model.stem.units if isinstance(model.stem, ResNetStemConfig) else None,
         # A fixed table is written with a row of zeros for the class token.
         own_row=bool(shape.num_prefix_positions) or model.positions != "learned",
         their_row=their_row,
@@ -135,9 +156,27 @@ def _problem(model: ViTConfig, *, layout: Layout, num_classes: int, has_pre_logi
 def _timm_problem(model: ViTConfig, _: int) -> str | None:
     if model.distillation_token and (model.num_registers or not model.prefix_positions):
         return "its distilled ViT has no register tokens, and positions for its two tokens"
+    if isinstance(model.stem, ResNetStemConfig):
+        if timm_hybrid(model.stem) is None:
+            return f"its hybrids have stems of {', '.join(map(str, _TIMM_HYBRIDS))} units and a width of 64 (model.stem)"
+        if model.stem.epsilons != "timm":
+            return "its hybrids add other numbers to variances; set model.stem.epsilons to timm and evaluate what that changes"
+        if model.shape.is_gated or model.norm != "layer":
+            return "its hybrids have layer norms and plain MLPs (model.norm, model.mlp)"
     if model.proj_bias != model.mlp_bias:
         return "its MLP has biases where its attention's projection has one (model.proj_bias, model.mlp_bias)"
     return None
+
+
+def timm_hybrid(stem: ResNetStemConfig) -> str | None:
+    """The name of timm's hybrid with that stem, whose other sizes are arguments; None where it has none."""
+    return _TIMM_HYBRIDS.get(stem.units) if stem.width == 64 else None
+
+
+def _vit_jax_problem(model: ViTConfig, num_classes: int) -> str | None:
+    if isinstance(model.stem, ResNetStemConfig) and model.stem.epsilons != "google":
+        return "it adds other numbers to variances; set model.stem.epsilons to google and evaluate what that changes"
+    return _plain_tokens(model, num_classes)
 
 
 def _plain_tokens(model: ViTConfig, _: int) -> str | None:
@@ -172,6 +211,7 @@ def _siglip_problem(model: ViTConfig, num_classes: int) -> str | None:
 
 
 _TIMM = {
+    "stem": _STEMS,
     "positions": (*_TABLES, "none"), "pooling": ("cls", "mean", "map"), "norm_place": ("tokens", "pooled"), "class_token": (None, *_BOTH),
     "prefix_positions": _BOTH, "distillation_token": _BOTH, "num_registers": _ANY, "norm": ("layer", "rms"), "qkv_bias": ("all", "none"),
     "proj_bias": _BOTH, "mlp_bias": _BOTH, "qk_norm": _BOTH, "layer_scale": _ANY, "mlp": ("gelu", "swiglu", "swiglu64"), "mlp_norm": _BOTH,
@@ -187,6 +227,6 @@ _ROOMS: dict[Layout, _Room] = {
     "hf_dinov2": _Room(settings=_DINOV2, problem=_dinov2_problem),
     "hf_dinov2_with_registers": _Room(settings={**_DINOV2, "num_registers": _ANY}, problem=_dinov2_problem),
     "hf_siglip": _Room(settings={"positions": _TABLES, "pooling": ("mean", "map"), "class_token": (None, False)}, problem=_siglip_problem),
-    "vit_jax": _Room(settings={**_GOOGLE, "pooling": ("cls", "mean")}, has_pre_logits=True, problem=_plain_tokens),
+    "vit_jax": _Room(settings={**_GOOGLE, "stem": _STEMS, "pooling": ("cls", "mean")}, has_pre_logits=True, problem=_vit_jax_problem),
     "big_vision": _Room(settings={**_GOOGLE, "pooling": ("cls", "mean", "map")}, has_pre_logits=True, problem=_plain_tokens),
 }

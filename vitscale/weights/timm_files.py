@@ -8,10 +8,12 @@ from typing import Any
 
 from vitscale.models.variants import SIZES
 from vitscale.nn.resample import PositionMode
-from vitscale.weights.family import Described, Entry, Family, Settings, count_blocks, image_side, is_square, shape_of
+from vitscale.nn.resnet_stem import ResNetStemConfig
+from vitscale.weights.family import Described, Entry, Family, Settings, count_blocks, image_side, is_square, resnet_stem, shape_of
 from vitscale.weights.forms import Shape
 
 _KERNEL = "patch_embed.proj.weight"
+_ROOTS = ("patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight")
 _IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _POOLING = {"token": "cls", "avg": "mean", "map": "map"}
 _ORIGINALS = (
@@ -38,6 +40,9 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
     config = settings.get("config.json", {})
     arguments = config.get("model_args") or {}
     width, channels, patch_size, _ = shape_of(shapes, _KERNEL, num_dims=4, where=where)
+    stem = _stem(shapes, where=where)
+    if stem is not None:
+        patch_size, channels = patch_size * stem.stride, shapes[_root(shapes)][1]
     assumed = ["norms add 1e-6, timm's default"]
     model: dict[str, Any] = {
         "kind": "vit",
@@ -47,6 +52,8 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
         "depth": count_blocks(shapes, "blocks.{i}.norm1.weight"),
         "layer_norm_eps": 1e-6,
     }
+    if stem is not None:
+        model["stem"] = stem.model_dump(mode="json")
     model |= _tokens(shapes, arguments, patch_size=patch_size, where=where) | _pooling(shapes, config) | _blocks(shapes, where=where)
     heads = arguments.get("num_heads") or _usual_heads(width)
     if heads:
@@ -67,6 +74,23 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
         class_row=model["prefix_positions"],
         assumed=tuple(assumed),
     )
+
+
+def _root(shapes: Mapping[str, Shape]) -> str:
+    """The name of the first kernel of a stem; empty where there is none."""
+    return next((name for name in _ROOTS if name in shapes), "")
+
+
+def _stem(shapes: Mapping[str, Shape], *, where: str) -> ResNetStemConfig | None:
+    """The ResNetV2 before the patches."""
+    root = _root(shapes)
+    if not root:
+        return None
+    width = shape_of(shapes, root, num_dims=4, where=where)[0]
+    units: list[int] = []
+    while count := count_blocks(shapes, f"patch_embed.backbone.stages.{len(units)}.blocks.{{i}}.conv3.weight"):
+        units.append(count)
+    return resnet_stem(units=units, width=width, epsilons="timm", where=where)
 
 
 def _tokens(shapes: Mapping[str, Shape], arguments: Mapping[str, Any], *, patch_size: int, where: str) -> dict[str, Any]:
