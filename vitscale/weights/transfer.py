@@ -71,9 +71,7 @@ class InitFromConfig(Config):
     @classmethod
     def _a_head_is_kept(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("head", "auto") != "auto":
-            raise ValueError(
-                f"makes a head out of the source's, which init_from.head {info.data['head']} does not; leave one of the two out"
-            )
+            raise ValueError(f"init_from.head {info.data['head']} makes no head out of the source's; leave one of the two out")
         return value
 
 
