@@ -145,6 +145,9 @@ def test_a_published_model_leaves_what_only_training_has_and_its_pooling_where_i
     encoder = decode(ViTConfig, values={"variant": "SAM-L/16", "image_size": 1024, "pooling": "map"}, source="run.yaml")
     assert (encoder.pooling, encoder.window, encoder.global_blocks) == ("map", 14, (5, 11, 17, 23))
     assert decode(ViTConfig, values={"variant": "SAM-L/16", "image_size": 1024}, source="run.yaml").pooling == "mean"
+    for positions in ("learned", "sincos2d_mae"):  # as MAE is fine-tuned, and as it is pre-trained
+        values = {"variant": "MAE-B/16", "image_size": 224, "positions": positions}
+        assert decode(ViTConfig, values=values, source="run.yaml").positions == positions
 
 
 def test_a_gated_mlp_takes_two_thirds_of_a_plain_sizes_width() -> None:

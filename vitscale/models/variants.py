@@ -88,7 +88,7 @@ _DEIT_3 = {**_DEIT, "prefix_positions": False, "layer_scale": 1e-4}
 _DINOV2 = {**IMAGENET, "layer_scale": 1e-5, "resampling": "dinov2"}
 _REGISTERS = {"num_registers": 4, "resampling": "dinov2_reg"}
 _SIGLIP = {"pooling": "map", "gelu": "tanh", "resampling": "siglip2"}
-_MAE = {**IMAGENET, "positions": "sincos2d_mae", "class_token": True, "pooling": "mean", "norm_place": "pooled"}
+_MAE = {**IMAGENET, "class_token": True, "pooling": "mean", "norm_place": "pooled", "positions": "learned", "resampling": "mae"}
 _CONV_18 = ConvStemConfig(widths=(64, 128, 128, 256, 256, 512), strides=(2, 2, 1, 2, 1, 2))
 _GIANT_2 = Size(width=1536, depth=40, mlp_width=6144, num_heads=24)
 _DINOV3 = {
@@ -162,8 +162,14 @@ MODELS_BY_NAME: dict[str, Model] = {
         f"SigLIP2-{size}": Model(size=SIZES[size], patch_sizes=patches, settings=_SIGLIP)
         for size, patches in (("B", (16, 32)), ("L", (16,)), ("So400m", (14, 16)), ("g-opt", (16,)))
     },
-    # He et al. 2022; facebookresearch/mae, models_vit.py with global_pool, as it is fine-tuned.
-    **{f"MAE-{size}": Model(size=SIZES[size], patch_sizes=(14,) if size == "H" else (16,), settings=_MAE) for size in ("B", "L", "H")},
+    # He et al. 2022; facebookresearch/mae, models_vit.py with global_pool, as it is fine-tuned: its table starts
+    # from the sines and cosines of the pre-training, and is trained on. Pre-training itself has them fixed.
+    **{
+        f"MAE-{size}": Model(
+            size=SIZES[size], patch_sizes=(14,) if size == "H" else (16,), settings=_MAE, free=(*FREE_SETTINGS, "positions")
+        )
+        for size in ("B", "L", "H")
+    },
     # Simeoni et al. 2025; facebookresearch/dinov3, hub/backbones.py. Hidden widths are those before two thirds are taken of them.
     **{f"DINOv3-{size}": Model(size=SIZES[size], patch_sizes=(16,), settings=_DINOV3) for size in ("S", "B", "L")},
     "DINOv3-S+": Model(size=replace(SIZES["S"], mlp_width=2304), patch_sizes=(16,), settings={**_DINOV3, "mlp": "swiglu"}),
