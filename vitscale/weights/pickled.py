@@ -6,8 +6,12 @@ would run code, and what a hole in it could reach is this process.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,11 @@ _CONTAINERS = ("state_dict", "model", "teacher", "module")
 """Under which keys training programs keep the weights: timm and DINO, MAE and DeiT, DINOv2's teacher, DeepSpeed."""
 
 _REFUSED = 3
+_GLOBAL = re.compile(r"\bGLOBAL (\S+)")
+"""What torch says of an object that it does not make."""
+_UNPICKLER = "WeightsUnpickler error:"
+"""What torch's message says after this is the reason; before it stands the advice to load the file without this protection."""
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,18 +49,45 @@ def convert_pickle(path: Path, *, target: Path) -> None:
 
 
 def _convert(path: Path, *, target: Path) -> None:
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _check_sums(path)
     try:
         # The arguments of a training program, which MAE's and DeiT's files hold beside the weights: a plain record.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that an optimizer's state beside the weights takes no memory.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # the unpickler raises whatever a damaged or foreign file leads it to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = str(error).rpartition(_UNPICKLER)[2].strip()
+        found = _GLOBAL.search(message)
+        reason = message.splitlines()[0] if message else type(error).__name__
+        why = f"it holds objects of {found[1]}, which would run code" if found else reason
         raise CheckpointError(
-            f"{path}: cannot be loaded as weights alone ({reason}); it is damaged, or holds objects that would run code."
-            " Ask its author for a safetensors file"
+            f"{path}: cannot be loaded as weights alone ({why}). Ask its author for a safetensors file, or for one of torch.save that"
+            " holds the state dict only; where it should be one, download or copy it again"
         ) from None
-    weights = {name: value.contiguous().clone() for name, value in _weights(loaded, path=path).items()}
-    save_file(weights, target)
+    save_file(dict(_apart(_weights(loaded, path=path))), target)
+
+
+def _check_sums(path: Path) -> None:
+    """Every member of the archive has a checksum, which torch.load does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, zlib.error) as error:
+        raise CheckpointError(f"{path}: damaged or cut off: {error}. Download or copy the file again.") from None
+    if damaged is not None:
+        raise CheckpointError(f"{path}: {damaged} is damaged: its checksum is another one. Download or copy the file again.")
+
+
+def _apart(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that share no memory and are contiguous, as safetensors wants them; those that are so already are not copied."""
+    seen: set[int] = set()
+    for name, value in weights.items():
+        storage = value.untyped_storage()
+        is_own = value.is_contiguous() and storage.nbytes() == value.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        yield name, value if is_own else value.clone(memory_format=torch.contiguous_format)
 
 
 def _weights(loaded: Any, *, path: Path) -> dict[str, Tensor]:
