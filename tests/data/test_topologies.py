@@ -89,12 +89,11 @@ def mixture(root: Path, *, repeats: int = 1) -> Source:
     return Source(open=lambda: open_training_data(config, seed=3), root=root)
 
 
-MATRIX = [
-    *((shards, *topology) for topology in TOPOLOGIES),
-    *((mixture, *topology) for topology in SOME),
-    *(pytest.param(mixture, *topology, marks=pytest.mark.dist) for topology in TOPOLOGIES if topology not in SOME),
-]
 KINDS = pytest.mark.parametrize("make_source", [shards, mixture])
+MATRIX = pytest.mark.parametrize(
+    ("world_size", "num_workers"),
+    [pytest.param(*topology, marks=[] if topology in SOME else pytest.mark.dist) for topology in TOPOLOGIES],
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,8 @@ def undisturbed(packed: Path) -> Callable[[Callable[..., Source]], Made]:
     return of
 
 
-@pytest.mark.parametrize(("make_source", "world_size", "num_workers"), MATRIX)
+@KINDS
+@MATRIX
 def test_a_hundred_global_batches_are_the_same_bytes_for_every_topology(
     packed: Path, undisturbed: Callable[..., Made], make_source: Callable[..., Source], world_size: int, num_workers: int
 ) -> None:

@@ -19,7 +19,7 @@ ON = {
 
 @pytest.mark.parametrize(("name", "other"), [(name, other) for name, others in EXCLUSIONS.items() for other in others])
 def test_settings_that_exclude_each_other_are_refused_with_the_reason(name: str, other: str) -> None:
-    values = {"variant": "mu/8", "image_size": 32, "pooling": "mean", "resampling": "beit", name: ON[name], other: ON[other]}
+    values = {"variant": "mu/8", "depth": 2, "image_size": 32, "pooling": "mean", "resampling": "beit", name: ON[name], other: ON[other]}
     with pytest.raises(ConfigError, match=f"{name}: {EXCLUSIONS[name][other]}; use one of the two"):
         decode(ViTConfig, values=values, source="run.yaml")
     decode(ViTConfig, values={key: value for key, value in values.items() if key != other}, source="run.yaml")

@@ -25,6 +25,7 @@ def run_of(root: Path, *overrides: str, start: TrainState | None = None, every_s
     )
     return Run(
         config=config,
+        config_text="",
         plan=make_plan(config, cluster=Cluster(device="cpu", world_size=1, memory_bytes=2**33, host_memory_bytes=2**33)),
         directory=RunDirectory(root=root),
         start=start or TrainState(),

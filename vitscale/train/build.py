@@ -17,7 +17,7 @@ from vitscale.data.types import InputSpec, LostSample, StagedTransform
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.dist.ranks import Ranks
 from vitscale.engine.engine import Engine
-from vitscale.run_config import RunConfig, dump_run_config
+from vitscale.run_config import RunConfig
 from vitscale.train.copies import Copies, open_remote
 from vitscale.train.environment import environment_json
 from vitscale.train.faults import FaultHook
@@ -105,6 +105,7 @@ def _build(
         copies.start(Path(started.decision.checkpoint))
     return Run(
         config=config,
+        config_text=started.config_text,
         plan=plan,
         directory=directory,
         start=begin.state,
@@ -155,7 +156,7 @@ def _write_start(started: Started, *, directory: RunDirectory, ledger: TimeLedge
     with writing(directory):
         directory.rewind_logs(step=step)
         append_slice(directory.events, ledger.take(step=step))
-        replace_text(directory.config, dump_run_config(started.config))
+        replace_text(directory.config, started.config_text)
         replace_text(directory.plan, started.plan.to_json())
         replace_text(directory.environment, environment_json())
 
@@ -244,7 +245,7 @@ def _reporter(started: Started, *, site: Site, ledger: TimeLedger, known_values:
 def _observers(started: Started, *, directory: RunDirectory) -> tuple[Observer, ...]:
     config, plan, start = started.config, started.plan, started.begin.state
     num_steps = last_step(start, num_samples=config.train.num_samples, global_batch=plan.global_batch)
-    texts = {"config_text": dump_run_config(config), "plan_text": plan.to_json()}
+    texts = {"config_text": started.config_text, "plan_text": plan.to_json()}
     console = ConsoleObserver(num_steps=num_steps, start_step=start.step)
     with writing(directory):
         lines = JsonLinesObserver(metrics=directory.metrics, events=directory.events, warn=console.show)

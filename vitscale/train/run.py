@@ -13,7 +13,7 @@ from vitscale.data.types import Batch
 from vitscale.dist.agreement import jointly, on_main
 from vitscale.engine.engine import Engine
 from vitscale.plan.plan import Plan
-from vitscale.run_config import RunConfig, dump_run_config
+from vitscale.run_config import RunConfig
 from vitscale.train.copies import Copies
 from vitscale.train.evaluation_run import run_evaluation
 from vitscale.train.evaluations import Evaluation
@@ -59,6 +59,7 @@ class Run:
     """A run that is ready to train from `start`, on this rank's `batches` of `data`."""
 
     config: RunConfig
+    config_text: str
     plan: Plan
     directory: RunDirectory
     start: TrainState
@@ -234,7 +235,7 @@ class Run:
                 lost=self.losses.save(state.step),
                 skipped_in_a_row=self.skips.in_a_row,
             ),
-            config_text=dump_run_config(self.config),
+            config_text=self.config_text,
         )
         ended += self.saver.finish() if last else []
         self.tell_saves(ended)

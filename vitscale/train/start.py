@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from vitscale.dist.collectives import gather_json
 from vitscale.engine.deepspeed_config import EngineConfig
 from vitscale.engine.engine import Engine, build_engine
 from vitscale.plan.plan import Plan, resolve, with_lanes
-from vitscale.run_config import RunConfig
+from vitscale.run_config import RunConfig, dump_run_config
 from vitscale.train.evaluations import Evaluation, build_evaluations
 from vitscale.train.initial import initial_values
 from vitscale.train.losses import Losses, first_of_each
@@ -52,6 +53,11 @@ class Started:
     batch_keys: frozenset[str]
     transfer: str | None
     begin: Begin
+
+    @cached_property
+    def config_text(self) -> str:
+        """The configuration as it is written into the run's directory and with every checkpoint."""
+        return dump_run_config(self.config)
 
 
 def start_run(
