@@ -28,7 +28,10 @@ FAMILY = {  # models whose parameters are read in every way there is, and which 
     "tokens": "num_registers: 2, distillation_token: true, layer_scale: 0.1, position_bias: {kind: relative}, rotary: {kind: mixed}",
     "shared": "pooling: map, parallel: true, qk_norm: true, qkv_bias: no_key, positions: factorised,"
     " position_bias: {kind: relative, shared: true}, mlp: swiglu, mlp_norm: true",
+    "merging": "token_merging: {per_block: 3}",
+    "halting": "pooling: mean, patch_dropout: 0.2, halting: {gate_scale: 2, gate_shift: -2, ponder_weight: 0.01, prior: {depth: 1.5}}",
 }
+DROPS = "stochastic_depth: 0.3, stochastic_depth_schedule: constant, dropout: 0.1"  # not where tokens decide on their depth
 CROSSINGS = [("3-fp32", (2, 1, "bf16")), ("3-fp32", (1, 3, "bf16")), ("1-bf16", (2, 3, "fp32")), ("3-bf16", (1, 0, "fp32"))]
 
 
@@ -108,7 +111,7 @@ def _family(num_ranks: int) -> list[dict[str, Any]]:
     """Four steps of each model: on one rank at stage 1, on two at stage 3 in micro-batches, whole and in two parts."""
     jobs = []
     for name, settings in FAMILY.items():
-        model = f"model={{{SIZES}, {settings}, stochastic_depth: 0.3, stochastic_depth_schedule: constant, dropout: 0.1}}"
+        model = f"model={{{SIZES}, {settings}{'' if 'halting' in settings else f', {DROPS}'}}}"
         options = ["train.num_samples=64", "checkpoint.every_steps=2", "parallel.precision=fp32", model]
         if num_ranks == 1:
             jobs.append(_job("train", f"{name}-plain", *options, "parallel.zero_stage=1"))
