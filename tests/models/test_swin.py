@@ -9,7 +9,8 @@ from tests.swin_oracles import HuggingFaceSwinOracle, TimmSwinOracle
 from vitscale.models import Swin, SwinConfig
 from vitscale.nn.counter_hash import SEED_KEY
 from vitscale.nn.init import initial_value, materialise
-from vitscale.objectives import Supervised
+from vitscale.nn.position_table import fit_table, position_tables
+from vitscale.objectives import Supervised, SupervisedConfig
 
 # Stages of 8 x 8 and 4 x 4 tokens: the first with four windows and a shift, the second with one window.
 SMALL = {"image_size": 16, "patch_size": 2, "num_channels": 2, "width": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
@@ -243,3 +244,26 @@ def test_trains_after_it_was_evaluated_in_inference_mode() -> None:
     with torch.inference_mode():
         swin(images())
     swin(images()).pooled_BD.sum().backward()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_other_windows_and_images_equal_timms_resizing(version: int) -> None:
+    """As `init_from` fits the tables of version 1; version 2 measures offsets in the windows of pre-training."""
+    source, target = config(version=version), config(version=version, image_size=24, window_size=6)
+    if version == 2:
+        target = target.model_copy(update={"pretrained_window_sizes": tuple(stage.window for stage in source.shape.stages)})
+        source = source.model_copy(update={"pretrained_window_sizes": target.pretrained_window_sizes})
+    ours = classifier(source)
+    theirs = TimmSwinOracle(source, ours)
+    theirs.model.set_input_size(img_size=(24, 24), window_size=6)
+    resized = SupervisedConfig(num_classes=7).build(target.build())
+    tables, new_tables = (position_tables(SupervisedConfig(num_classes=7).build(model.build())) for model in (source, target))
+    assert len(tables) == (4 if version == 1 else 0)
+    state = {name: value.detach() for name, value in ours.named_parameters()}
+    state |= {name: fit_table(state[name], source=tables[name], target=new_tables[name], mode="timm") for name in tables}
+    resized.load_state_dict(state)
+    image_BCHW = images(24, 24)
+    our_logits = resized.head(resized.backbone(image_BCHW).pooled_BD)
+    assert (our_logits - theirs.logits(image_BCHW)).abs().max() <= 1e-6
+    shortened = ours.head(ours.backbone(image_BCHW).pooled_BD)
+    assert (our_logits - shortened).abs().max() > 1e-4
