@@ -1,5 +1,6 @@
 """A folder is there whole or not at all, and nothing of anybody else's is replaced."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,22 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         fill(tmp_path / "file" / "out", "x")
+
+
+@pytest.mark.parametrize("text", ["signed", "theirs"])
+def test_a_folder_of_the_same_names_that_somebody_else_wrote_is_kept(tmp_path: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text(text)
+    refused = contextlib.nullcontext() if text == "signed" else pytest.raises(UsageError, match="holds something else")
+    with refused, staged_folder(tmp_path / "out", replaceable=("a",), signature=("a", "signed")) as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "out" / "a").read_text() == ("new" if text == "signed" else "theirs")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_one_fills_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".out.tmp-0000").mkdir()
+    (tmp_path / ".out.tmp-0000" / "a").write_text("half")
+    with staged_folder(tmp_path / "out") as first, staged_folder(tmp_path / "out") as second:
+        assert {path.name for path in tmp_path.iterdir()} == {first.name, second.name}
+        (second / "a").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

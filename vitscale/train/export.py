@@ -18,7 +18,7 @@ from vitscale.config import CheckpointError
 from vitscale.models import ViTConfig
 from vitscale.nn.positions import sincos_positions
 from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare
-from vitscale.train.model_card import model_card
+from vitscale.train.model_card import SIGNATURE, model_card
 from vitscale.train.staging import staged_folder
 from vitscale.train.stored_model import StoredModel, check_fits, read_stored_model
 from vitscale.weights.companions import companion_files
@@ -81,7 +81,7 @@ def export_checkpoint(
     companions = companion_files(model, layout=chosen, num_classes=stored.num_classes)
     shapes = {name: shape for conversion in conversions for name, shape in conversion.theirs.items()}
     file_name = "model.npz" if chosen in ("vit_jax", "big_vision") else "model.safetensors"
-    with staged_folder(folder, replaceable=(file_name, _CARD, *companions)) as partial_folder:
+    with staged_folder(folder, replaceable=(file_name, _CARD, *companions), signature=(_CARD, SIGNATURE)) as partial_folder:
         _write_weights(
             partial_folder / file_name,
             conversions=conversions,

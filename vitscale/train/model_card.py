@@ -14,6 +14,9 @@ from vitscale.train.goodput_text import duration
 from vitscale.train.run_dir import RunDirectory
 from vitscale.weights.rules import Layout
 
+SIGNATURE = "written by vitscale"
+"""What every card says."""
+
 _LOADING: dict[str, str] = {
     "timm": 'timm.create_model("local-dir:FOLDER", pretrained=True)',
     "hf": 'transformers.AutoModelForImageClassification.from_pretrained("FOLDER")',
@@ -27,7 +30,7 @@ def model_card(reader: CheckpointReader, *, kind: Kind, layout: Layout, comparis
     """The text, in Markdown. What is not known, such as the figures of a run whose logs are elsewhere, is left out."""
     folder = reader.path.parent.parent if reader.path.parent.name == "checkpoints" else None
     lines = [f"# {folder.name if folder else reader.path.name}", ""]
-    lines += [f"A Vision Transformer, {_KINDS[kind]} after step {reader.manifest.step}, written by vitscale.", ""]
+    lines += [f"A Vision Transformer, {_KINDS[kind]} after step {reader.manifest.step}, {SIGNATURE}.", ""]
     lines += ["    " + _LOADING["hf" if layout.startswith("hf_") else layout], ""]
     lines += ["## Compared", "", *(f"- {comparison.describe()}" for comparison in comparisons), ""]
     lines += ["## Data", "", *_data(reader.state), ""]

@@ -1,6 +1,8 @@
 """A folder that appears under its name when it is whole, and not at all where anything before that fails."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -12,20 +14,23 @@ from vitscale.config import ConfigError, UsageError
 
 
 @contextlib.contextmanager
-def staged_folder(final: Path, *, replaceable: Sequence[str] = ()) -> Iterator[Path]:
+def staged_folder(final: Path, *, replaceable: Sequence[str] = (), signature: tuple[str, str] | None = None) -> Iterator[Path]:
     """Give an empty folder beside `final` to fill, which takes that name when the block ends without an error.
 
-    An older folder there is replaced if it holds files called as in `replaceable` only. Raises `UsageError` for any other, and
+    An older folder there is replaced if it is empty, or holds files called as in `replaceable` only and the text of `signature` in
+    the file that this names. What a killed process has left beside it is removed. Raises `UsageError` for any other folder, and
     `ConfigError` where the disk cannot be written.
     """
-    if final.exists() and not _is_replaceable(final, replaceable):
+    if final.exists() and not _is_replaceable(final, replaceable, signature=signature):
         raise UsageError(f"{final}: is there already, and holds something else; give another folder, or move this one away")
     final = final.absolute()
     partial = final.with_name(f".{final.name}.tmp-{secrets.token_hex(4)}")
     try:
         create_folder(final.parent)
+        _remove_abandoned(final)
         partial.mkdir()
-        yield partial
+        with _lock_of(partial):
+            yield partial
         if final.exists():
             old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
             os.rename(final, old)
@@ -40,5 +45,34 @@ def staged_folder(final: Path, *, replaceable: Sequence[str] = ()) -> Iterator[P
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _is_replaceable(folder: Path, names: Sequence[str]) -> bool:
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= set(names)
+def _is_replaceable(folder: Path, names: Sequence[str], *, signature: tuple[str, str] | None) -> bool:
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    if found is None or not found <= set(names):
+        return False
+    if not found or signature is None:
+        return True
+    name, text = signature
+    return name in found and text in (folder / name).read_text(encoding="utf-8", errors="replace")
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Whoever fills such a folder holds a lock on it, which ends with the process."""
+    for path in final.parent.glob(f".{glob.escape(final.name)}.tmp-*"):
+        with _lock_of(path) as is_ours:
+            if is_ours:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock_of(folder: Path) -> Iterator[bool]:
+    """Whether this process got the lock, which disks of a network may not give to anybody."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = True
+    except OSError:
+        is_ours = False
+    try:
+        yield is_ours
+    finally:
+        os.close(descriptor)
