@@ -84,14 +84,18 @@ def test_a_model_of_one_patch_size_has_no_keys_of_forms() -> None:
     assert random_classifier(ViTConfig.model_validate(FLEXIBLE), num_classes=7).batch_keys == {"image", "label", PATCH_SIZE_KEY}
 
 
-def test_flops_are_those_of_the_smallest_patches_and_the_resampled_kernel_once_per_batch() -> None:
-    config = ViTConfig.model_validate(FLEXIBLE)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"window": 4, "position_bias": {"kind": "decomposed"}}, {"stem": {"kind": "convolutions", "widths": [8], "strides": [2]}}],
+)
+def test_flops_are_those_of_the_smallest_patches_and_the_resampled_kernel_once_per_batch(changes: dict) -> None:
+    config = ViTConfig.model_validate({**FLEXIBLE, **changes})
+    shape = config.shape
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         config.build()(torch.empty(5, 2, 24, 24), draws=marked(4, num_samples=5))
-    kernel = 2 * 32 * 2 * 8**2 * 4**2
-    assert counter.get_total_flops() == 5 * forward_flops(config.shape) + kernel
-    assert config.shape.num_tokens == 36
-    assert config.shape.num_positions == 9
+    kernel = 2 * 32 * shape.kernel_channels * shape.kernel_side**2 * (4 // config.stem.stride) ** 2
+    assert counter.get_total_flops() == 5 * forward_flops(shape) + kernel
+    assert (shape.num_tokens, shape.num_positions) == (36, 9)
 
 
 @pytest.mark.parametrize(
