@@ -72,6 +72,13 @@ def test_without_a_mark_the_kernels_own_patches_are_taken_or_the_smallest(values
     assert (backbone(pixels).pooled_BD - backbone(pixels, draws=marked(other)).pooled_BD).abs().max() > 1e-3
 
 
+def test_images_without_a_mark_are_predicted_by_the_kernels_own_patches() -> None:
+    ours = random_classifier(ViTConfig.model_validate(FLEXIBLE), num_classes=7)
+    pixels = torch.randint(0, 256, (3, 2, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours.predict({"image": pixels}), ours.predict({"image": pixels, **marked(8)}))
+    assert not torch.equal(ours.predict({"image": pixels}), ours.predict({"image": pixels, **marked(4)}))
+
+
 def test_evaluations_take_the_smallest_patches() -> None:
     config = ViTConfig.model_validate(FLEXIBLE)
     assert config.eval_form == InputForm(patch_size=4)

@@ -94,6 +94,7 @@ def test_the_patch_size_of_each_step_is_a_function_of_seed_and_samples(tmp_path:
             [*FLEXIBLE, "stages=[{until_samples: 32, image_size: 4}]"],
             "stages.0.image_size: 4 is not a multiple of every patch size",
         ),
+        ([*FLEXIBLE, "evals.a={kind: spending, path: x, patch_size: 4}"], "evals.a.patch_size: 4, but what is spent"),
         (["evals.a={kind: classification, path: x, sequence_length: 4}"], "evals.a.sequence_length: 4 is for models with model.naflex"),
         ([*NAFLEX, "evals.a={kind: classification, path: x, patch_size: 4}"], "evals.a.patch_size: 4 has no effect"),
         ([*NAFLEX, "evals.a={kind: classification, path: x, resize: shorter_side}"], "evals.a.resize: shorter_side is for square"),

@@ -2,7 +2,7 @@
 
 # B batch, K classes, L blocks, S samples
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -23,6 +23,13 @@ class SpendingConfig(ClassificationConfig):
     """FLOPs of the forward pass per image on a held-out packed data set, of a model with `halting`."""
 
     kind: Literal["spending"] = "spending"  # type: ignore[assignment]
+
+    def form_problems(self, model: ModelConfig) -> Iterator[str]:
+        """FLOPs are known by the tokens of the smallest patches."""
+        if self.patch_size is not None:
+            yield f"patch_size: {self.patch_size}, but what is spent is counted at the smallest of model.flexible_patches; leave it out"
+        else:
+            yield from super().form_problems(model)
 
 
 class SpendingEval(ClassificationEval):

@@ -151,15 +151,20 @@ class Supervised(Objective):
         return self._output(self.backbone(mix_images(image_BCHW, batch[MIX_KEY]), draws=draws), target=target_BK)
 
     def predict(self, batch: Batch) -> Tensor:
-        """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W); nothing is dropped."""
-        form = {key: batch[key] for key in self.backbone.form_keys} or None
-        return _mean(self._logits(self.backbone.normalise(batch["image"]), draws=form))
+        """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W); nothing is dropped. Images of a batch that does not say which form
+        they have are of one size, cut into the model's own patches."""
+        return _mean(self._heads(self._evaluated(batch)))
 
     def spend(self, batch: Batch) -> Spending:
         """What `predict` gives, and how many tokens each block computed of each image."""
-        form = {key: batch[key] for key in self.backbone.form_keys} or None
-        features = self.backbone(self.backbone.normalise(batch["image"]), draws=form)
+        features = self._evaluated(batch)
+        assert features.tokens_BL is not None, "asked of models that halt only"
         return Spending(_mean(self._heads(features)), features.tokens_BL)
+
+    def _evaluated(self, batch: Batch) -> Features:
+        form = {key: batch[key] for key in self.backbone.form_keys & batch.keys()} or None
+        features: Features = self.backbone(self.backbone.normalise(batch["image"]), draws=form)
+        return features
 
     def _new_head(self, config: SupervisedConfig) -> ClassificationHead:
         return ClassificationHead(
