@@ -117,6 +117,10 @@ def test_offload_moves_the_optimizer_and_its_gradients_to_the_host(zero_stage: i
         {"position_bias": {"kind": "log_spaced", "hidden_width": 8}},
         {"attention": "cross_covariance"},
         {"attention": "cross_covariance", "layer_scale": 0.1},
+        {"dropout": 0.1},
+        {"dropout": 0.1, "mlp": "swiglu"},
+        {"dropout": 0.1, "attention": "cross_covariance"},
+        {"dropout": 0.1, "token_merging": {"per_block": 8}},
         {"token_merging": {"per_block": 8}},
         {"token_merging": {"per_block": 32}, "layer_scale": 0.1},
     ],
@@ -129,7 +133,7 @@ def test_what_a_block_keeps_for_backward_is_what_is_counted(changes: dict) -> No
     # Several images: tables of positions, and the network that makes one, are kept once for all of them.
     batch = 8
     x_BND = torch.randn(batch, 64, 64, requires_grad=True)
-    context = vit._context(x_BND, grid=Grid(8, 8), seed_B=None, patches_BP=None)
+    context = vit._context(x_BND, grid=Grid(8, 8), seed_B=torch.arange(batch) if vit.draw_keys else None, patches_BP=None)
     y, kept_bytes = run_and_count(block, x_BND, context=context)
     y_BND = y if isinstance(y, torch.Tensor) else y.x_BND
     assert y_BND.shape == (batch, config.shape.blocks[0].mlp_tokens, 64)

@@ -78,6 +78,8 @@ class BlockShape:
     """Whether attention is by cosines: queries and keys divided by their lengths, and the queries scaled."""
     mlp_norm: bool = False
     layer_scale: bool = False
+    drops_values: bool = False
+    """Whether values are dropped after attention, inside the MLP and after it."""
 
     @property
     def num_weights(self) -> int:

@@ -439,6 +439,7 @@ class ViTSettings(BackboneConfig):
             qk_norm=self.qk_norm,
             mlp_norm=self.mlp_norm,
             layer_scale=self.layer_scale is not None,
+            drops_values=self.dropout > 0,
             window=self.window,
             global_blocks=self.global_blocks,
             patch_dropout=self.patch_dropout,

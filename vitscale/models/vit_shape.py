@@ -35,6 +35,7 @@ class ViTShape:
     qk_norm: bool
     mlp_norm: bool
     layer_scale: bool
+    drops_values: bool
     window: int | None
     global_blocks: tuple[int, ...]
     patch_dropout: float
@@ -147,6 +148,7 @@ class ViTShape:
             qk_norm=self.qk_norm,
             mlp_norm=self.mlp_norm,
             layer_scale=self.layer_scale,
+            drops_values=self.drops_values,
             num_gathered=3 if self.halts else 0,
             mixes_channels=self.mixes_channels,
             num_score_heads=self.num_heads if self.position_bias else 0,

@@ -119,7 +119,7 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     if recompute == "full":
         return block.num_tokens * block.width + pooling
     if block.mixes_channels:
-        return _mixing_block_elements(block, recompute)
+        return _mixing_block_elements(block, recompute) + _masks(block, recompute)
     # What attention sees: with windows, the tokens that fill them up as well. Its queries, keys, values and result.
     attention = 4 * (block.num_tokens + block.padding_tokens) * block.width
     hidden = block.mlp_tokens * block.mlp_width
@@ -139,7 +139,14 @@ def _block_elements(block: BlockShape, recompute: RecomputeMode) -> float:
     attention += _copies_of_queries_and_keys(block) * (block.num_tokens + block.padding_tokens) * block.width
     # Plain: before and after GELU. Gated: gate, value, SiLU of the gate, product.
     hidden *= (4 if block.is_gated else 2) + int(block.mlp_norm)
-    return kept * block.width + attention + hidden + scores + pooling
+    return kept * block.width + attention + hidden + scores + pooling + _masks(block, recompute)
+
+
+def _masks(block: BlockShape, recompute: RecomputeMode) -> int:
+    """What the dropped values are multiplied with: after attention, inside the MLP and after it. They are made anew in recomputation."""
+    if not block.drops_values or recompute != "none":
+        return 0
+    return block.num_tokens * block.width + block.mlp_tokens * (block.mlp_width + block.width)
 
 
 def _pooling_elements(pooled: PooledInput, *, block: BlockShape, recompute: RecomputeMode) -> int:
