@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_it_has_the_data_and_the_figures_of_the_step(run: Path) -> None:
     text = card(run / "checkpoints" / "step-00000020", samples=12345, cursor={"manifest_sha256": "ab12", "order": {}})
-    assert text.startswith("# base\n\nA Vision Transformer, the moving average of the weights after step 20")
+    assert text.startswith("# base\n\nA vision transformer, the moving average of the weights after step 20")
     assert "- shards: manifest sha256 ab12" in text
     assert "- samples seen: 12,345" in text
     assert "- loss: 2 (step 10)" in text

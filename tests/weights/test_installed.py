@@ -7,7 +7,6 @@ import pytest
 
 from tests.weights.foreign import google_arrays, write_npz
 from vitscale.models import ViTConfig
-from vitscale.weights.companions import timm_arguments
 from vitscale.weights.installed import NotUsable, load_library, timm_with_npz
 
 MODEL = ViTConfig(image_size=12, patch_size=4, width=32, depth=2, num_heads=4, mlp_width=48, gelu="tanh")
@@ -32,9 +31,3 @@ def test_timm_drops_pre_logits_so_it_is_no_yardstick(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "w.npz", google_arrays(pre_logits=8))
     with pytest.raises(NotUsable, match="drops the layer pre_logits"):
         timm_with_npz(MODEL, path=path, num_classes=5, class_row=True)
-
-
-def test_the_mlp_keeps_its_width_in_timms_ratio() -> None:
-    for width, mlp_width in ((1792, 15360), (1408, 6144), (1152, 4304), (32, 48), (48, 49)):
-        model = ViTConfig(image_size=32, patch_size=16, width=width, depth=1, num_heads=1, mlp_width=mlp_width)
-        assert int(width * timm_arguments(model, class_row=True)["mlp_ratio"]) == mlp_width

@@ -54,12 +54,12 @@ def test_a_stack_is_read_block_by_block(tmp_path: Path) -> None:
 
 
 def test_other_architectures_are_named(tmp_path: Path) -> None:
-    state = {"layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(9, 2)}
-    with pytest.raises(CheckpointError, match=r"none of vit_jax's.*relative positions, such as Swin"):
+    state = {"layers.0.blocks.0.attn.rel_pos_h": torch.zeros(9, 2)}
+    with pytest.raises(CheckpointError, match=r"none of vit_jax's.*decomposed relative positions, such as SAM"):
         safetensors(tmp_path / "w.safetensors", state)
     assert (
-        explain_names(["ln_pre.weight", "blocks.0.cpb_mlp.0.weight"])
-        == " (it looks like a tower of CLIP, with a norm before the blocks and a Swin V2)"
+        explain_names(["ln_pre.weight", "rope.freqs"])
+        == " (it looks like a tower of CLIP, with a norm before the blocks and a model with mixed rotary positions)"
     )
     assert explain_names(torch_state()) == ""
     assert explain_names(google_arrays(pre_logits=8)) == ""

@@ -35,7 +35,7 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_timms_logits(pooling: str) -> None:
     state = torch_state(pooling=pooling)
-    theirs = timm_with_state(model(pooling=pooling), state=state, num_classes=foreign.CLASSES, class_row=True)(IMAGE)
+    theirs = timm_with_state(model(pooling=pooling), layout="timm", state=state, num_classes=foreign.CLASSES, class_row=True)(IMAGE)
     assert_same(reference_output(IMAGE, settings=settings("timm", pooling=pooling), names=state, read=state.__getitem__), theirs)
 
 
@@ -43,7 +43,7 @@ def test_transformers_logits(tmp_path: Path) -> None:
     folder = write_hugging_face(tmp_path / "hf", hidden_act="gelu_new", layer_norm_eps=1e-3)
     state = load_file(folder / "model.safetensors")
     ours = reference_output(IMAGE, settings=settings("hf_vit", gelu="tanh", layer_norm_eps=1e-3), names=state, read=state.__getitem__)
-    assert_same(ours, transformers_from_folder(folder, pooling="cls", has_head=True)(IMAGE))
+    assert_same(ours, transformers_from_folder(folder, output="class", has_head=True)(IMAGE))
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,14 @@ def test_values_of_another_type_are_refused(tmp_path: Path) -> None:
     (tmp_path / "objects.npz").write_bytes(npz_bytes({"o": np.array([{}], dtype=object)}))
     with pytest.raises(CheckpointError, match="o holds Python objects"):
         opened(tmp_path / "objects.npz")
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path: Path) -> None:
+    """The length is little-endian: of a header of 128 bytes and multiples of 256 more, its first byte is 0x80."""
+    save_file({"a": torch.zeros(2)}, tmp_path / "w.safetensors", metadata={"padding": "x" * 40})
+    content = (tmp_path / "w.safetensors").read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip()
+    padded = header + b" " * (384 - len(header))
+    (tmp_path / "w.safetensors").write_bytes((384).to_bytes(8, "little") + padded + content[-8:])
+    assert (tmp_path / "w.safetensors").read_bytes()[:1] == b"\x80"
+    assert torch.equal(opened(tmp_path / "w.safetensors").read("a"), torch.zeros(2))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from vitscale.config import CheckpointError, Config
-from vitscale.models import ViTConfig
+from vitscale.config import CheckpointError, decode
+from vitscale.models import HieraConfig, ModelConfig, SwinConfig, ViTConfig
 from vitscale.weights.rules import Layout
 from vitscale.weights.targets import LAYOUTS, Format, check_layout, choose_layout, dinov2_ratio, project_form
 
@@ -16,7 +16,7 @@ def model(**changes: Any) -> ViTConfig:
     return ViTConfig(**(SIZES | changes))
 
 
-def chosen(config: Config, target: Format, *, num_classes: int = 5, has_pre_logits: bool = False) -> Layout:
+def chosen(config: ModelConfig, target: Format, *, num_classes: int = 5, has_pre_logits: bool = False) -> Layout:
     return choose_layout(config, target=target, num_classes=num_classes, has_pre_logits=has_pre_logits, where="run")[0]
 
 
@@ -44,11 +44,13 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"model\.image_size 12 is none of model\.patch_size 5"):
         chosen(model(patch_size=5, flexible_patches=(2, 6)), "timm")
 
-    class OtherConfig(Config):
-        kind: str = "other"
-
-    with pytest.raises(CheckpointError, match="this model is a Other"):
-        chosen(OtherConfig(), "timm")
+    hiera = decode(HieraConfig, values={"variant": "Hiera-T", "image_size": 224}, source="test")
+    with pytest.raises(CheckpointError, match="it has no model of kind hiera"):
+        chosen(hiera, "timm")
+    swin = decode(SwinConfig, values={"variant": "Swin-T", "image_size": 200, "window_padding": "after_shift"}, source="test")
+    with pytest.raises(CheckpointError, match=r"hf_swin: model\.window_padding is after_shift, and it knows before_shift.* timm$"):
+        chosen(swin, "hf")
+    assert chosen(swin, "timm") == "timm_swin"
 
 
 def test_a_setting_that_no_layout_carries_is_refused() -> None:

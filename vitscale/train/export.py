@@ -24,11 +24,12 @@ from vitscale.train.stored_model import StoredModel, check_fits, read_stored_mod
 from vitscale.weights.companions import companion_files
 from vitscale.weights.containers import write_npz, write_safetensors
 from vitscale.weights.forms import Shape
-from vitscale.weights.installed import timm_from_folder, timm_with_npz, transformers_from_folder
+from vitscale.weights.installed import bare_output, timm_from_folder, timm_with_npz, transformers_from_folder
 from vitscale.weights.names import Conversion, plan_conversions
-from vitscale.weights.rules import POSITIONS, Layout
+from vitscale.weights.rule import POSITIONS
+from vitscale.weights.rules import HeldConfig, Layout
 from vitscale.weights.sources import open_source
-from vitscale.weights.targets import Format, choose_layout, has_class_row, project_form, sizes_of
+from vitscale.weights.targets import Format, choose_layout, has_class_row, project_form, sizes_of, writes_halves
 
 DEFAULT_MAX_MEMORY_BYTES = 4 << 30
 
@@ -75,7 +76,9 @@ def export_checkpoint(
     )
     weights = _Weights(reader, stored=stored, model=model, kind=kind)
     class_row = has_class_row(model, layout=chosen)
-    conversions = plan_conversions(weights.shapes, layout=chosen, sizes=sizes_of(model, their_row=class_row))
+    conversions = plan_conversions(
+        weights.shapes, layout=chosen, sizes=sizes_of(model, their_row=class_row, is_split_mlp=writes_halves(model, layout=chosen))
+    )
     _check_memory(conversions, max_memory_bytes=max_memory_bytes)
     folder = output if output is not None else _home(reader.path) / "export" / layout
     companions = companion_files(model, layout=chosen, num_classes=stored.num_classes)
@@ -113,7 +116,7 @@ def export_checkpoint(
 class _Weights:
     """The tensors of a checkpoint, and the table of fixed positions, which is no parameter here but is one elsewhere."""
 
-    def __init__(self, reader: CheckpointReader, *, stored: StoredModel, model: ViTConfig, kind: Kind) -> None:
+    def __init__(self, reader: CheckpointReader, *, stored: StoredModel, model: HeldConfig, kind: Kind) -> None:
         with torch.device("meta"):
             module = stored.build()
         check_fits(module, reader=reader, kind=kind)
@@ -136,10 +139,10 @@ class _Weights:
             yield self._reader.read(name, kind=self._kind, start=begin, stop=min(begin + _CHUNK_ELEMENTS, stop))
 
 
-def _fixed_positions(model: ViTConfig) -> dict[str, Tensor]:
-    shape = model.shape
-    if model.positions not in ("sincos2d_mae", "sincos2d_big_vision"):
+def _fixed_positions(model: HeldConfig) -> dict[str, Tensor]:
+    if not isinstance(model, ViTConfig) or (model.positions != "sincos2d_mae" and model.positions != "sincos2d_big_vision"):
         return {}
+    shape = model.shape
     table = sincos_positions(model.positions, rows=shape.grid, columns=shape.grid, width=shape.width, class_token=shape.class_token)
     return {POSITIONS: table}
 
@@ -190,7 +193,7 @@ def _slice_of(conversion: Conversion, name: str, *, weights: _Weights) -> Iterat
         offset += size
 
 
-def _written(path: Path, *, layout: Layout, model: ViTConfig, num_classes: int) -> Foreign:
+def _written(path: Path, *, layout: Layout, model: HeldConfig, num_classes: int) -> Foreign:
     source = open_source(path, files=(path,), container="npz" if path.suffix == ".npz" else "safetensors")
     prefix = _PREFIXES.get(layout, "")
     computed = project_form(model, layout=layout)
@@ -198,7 +201,7 @@ def _written(path: Path, *, layout: Layout, model: ViTConfig, num_classes: int) 
     load = {
         ".npz": partial(timm_with_npz, computed, path=path, num_classes=num_classes, class_row=class_row),
         "timm": partial(timm_from_folder, path.parent),
-        "hf": partial(transformers_from_folder, path.parent, pooling=model.pooling, has_head=num_classes > 0),
+        "hf": partial(transformers_from_folder, path.parent, output=bare_output(model, layout=layout), has_head=num_classes > 0),
     }[path.suffix if path.suffix == ".npz" else layout.partition("_")[0]]
     return Foreign(
         layout=layout,
@@ -215,7 +218,8 @@ def _home(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def _metadata(model: ViTConfig, reader: CheckpointReader, *, kind: Kind) -> dict[str, str]:
-    sizes = {key: getattr(model.shape, key) for key in ("width", "depth", "mlp_width", "num_heads", "patch_size")}
+def _metadata(model: HeldConfig, reader: CheckpointReader, *, kind: Kind) -> dict[str, str]:
+    keys = ("width", "depth", "mlp_width", "num_heads", "patch_size") if isinstance(model, ViTConfig) else ()
+    sizes = {key: getattr(model.shape, key) for key in keys}
     values = model.model_dump(mode="json") | sizes
     return {"format": "pt", "step": str(reader.manifest.step), "weights": kind, "model": json.dumps(values)}

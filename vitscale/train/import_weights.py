@@ -20,18 +20,16 @@ from vitscale.checkpoint.layout import CHECKPOINTS, save_folder, step_folder
 from vitscale.checkpoint.manifest import FileEntry
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, UsageError, apply_overrides, decode, dump_yaml
-from vitscale.models import ViTConfig
-from vitscale.nn.pooling import Pooling
 from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare
 from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES
 from vitscale.train.staging import staged_folder
 from vitscale.train.stored_model import StoredModel
-from vitscale.weights.installed import NotUsable, Run, timm_with_npz, timm_with_state, transformers_from_folder
+from vitscale.weights.installed import BareOutput, NotUsable, Run, bare_output, timm_with_npz, timm_with_state, transformers_from_folder
 from vitscale.weights.mismatch import refuse_mismatch
 from vitscale.weights.names import Conversion, plan_conversions
 from vitscale.weights.pickled import convert_pickle
 from vitscale.weights.recognise import Recognised, explain_names, recognise
-from vitscale.weights.rules import Layout
+from vitscale.weights.rules import HeldConfig, Layout
 from vitscale.weights.sources import WeightSource, find_weight_files, open_source, recognise_container
 from vitscale.weights.targets import check_layout, project_form, sizes_of
 
@@ -122,23 +120,26 @@ def _opened(source: Path, *, allow_pickle: bool) -> Iterator[WeightSource]:
 def _sections(found: Recognised, *, overrides: Sequence[str], where: str) -> dict[str, Any]:
     """The model as sections of a run's configuration. Raises `CheckpointError` for what neither the file nor an override tells."""
     described = found.described
-    values: dict[str, Any] = {"model": {**described.model, "resampling": described.positions}}
+    resampling = {} if described.positions is None else {"resampling": described.positions}
+    values: dict[str, Any] = {"model": {**described.model, **resampling}}
     if described.head is not None:
         values["objective"] = {"kind": "supervised", **described.head}
     values = apply_overrides(values, overrides=overrides)
     assert isinstance(values, dict), "overrides keep a mapping one"
-    missing = [key for key in ("num_heads", "image_size") if key not in values["model"]]
+    needed = ("num_heads", "image_size", *(("window_size",) if values["model"].get("version") == 2 else ()))
+    missing = [key for key in needed if key not in values["model"]]
     if missing:
         given = " ".join(f"model.{key}=..." for key in missing)
         raise CheckpointError(f"{where}: the file does not tell {' and '.join(missing)} of its model; give {given}")
     return values
 
 
-def _conversions(found: Recognised, *, stored: StoredModel, model: ViTConfig, where: str) -> list[Conversion]:
+def _conversions(found: Recognised, *, stored: StoredModel, model: HeldConfig, where: str) -> list[Conversion]:
     """How the file's tensors become ours. Raises `CheckpointError` where they are not exactly those of the model."""
     with torch.device("meta"):
         shapes = {name: tuple(parameter.shape) for name, parameter in stored.build().named_parameters()}
-    sizes = sizes_of(model, their_row=found.described.class_row)
+    described = found.described
+    sizes = sizes_of(model, their_row=described.class_row, is_split_mlp=described.is_split_mlp, is_split_qkv=described.is_split_qkv)
     conversions = plan_conversions(shapes, layout=found.described.layout, sizes=sizes)
     expected = {name: their_shape for conversion in conversions for name, their_shape in conversion.theirs.items()}
     refuse_mismatch(expected=expected, found=found.shapes, where=where, hint=explain_names(found.shapes))
@@ -208,15 +209,15 @@ def _content(stored: StoredModel, *, found: Recognised, source: Path) -> SaveCon
     return SaveContent(step=0, optimizer_steps=0, zero_stage=0, state_text=encode_state(state), config_text=dump_yaml(sections))
 
 
-def _foreign(opened: WeightSource, *, found: Recognised, model: ViTConfig, num_classes: int) -> Foreign:
+def _foreign(opened: WeightSource, *, found: Recognised, model: HeldConfig, num_classes: int) -> Foreign:
     layout = found.described.layout
     computed = project_form(model, layout=layout)
     class_row = found.described.class_row
     load: Callable[[], Run] = partial(timm_with_npz, computed, path=opened.files[0], num_classes=num_classes, class_row=class_row)
-    if layout == "timm":
+    if layout.startswith("timm"):
         load = partial(_timm, found, model=computed, num_classes=num_classes)
     elif layout.startswith("hf_"):
-        load = partial(_transformers, opened, pooling=model.pooling, has_head=num_classes > 0)
+        load = partial(_transformers, opened, output=bare_output(model, layout=layout), has_head=num_classes > 0)
     return Foreign(
         layout=layout,
         model=computed,
@@ -227,12 +228,12 @@ def _foreign(opened: WeightSource, *, found: Recognised, model: ViTConfig, num_c
     )
 
 
-def _timm(found: Recognised, *, model: ViTConfig, num_classes: int) -> Run:
+def _timm(found: Recognised, *, model: HeldConfig, num_classes: int) -> Run:
     state = {name: found.read(name) for name in found.shapes}
-    return timm_with_state(model, state=state, num_classes=num_classes, class_row=found.described.class_row)
+    return timm_with_state(model, layout=found.described.layout, state=state, num_classes=num_classes, class_row=found.described.class_row)
 
 
-def _transformers(opened: WeightSource, *, pooling: Pooling, has_head: bool) -> Run:
+def _transformers(opened: WeightSource, *, output: BareOutput, has_head: bool) -> Run:
     if opened.files[0].parent != opened.path:
         raise NotUsable("its file is a pickle, which it would load in this process")
-    return transformers_from_folder(opened.path, pooling=pooling, has_head=has_head)
+    return transformers_from_folder(opened.path, output=output, has_head=has_head)

@@ -19,7 +19,7 @@ SIGNATURE = "written by vitscale"
 
 _LOADING: dict[str, str] = {
     "timm": 'timm.create_model("local-dir:FOLDER", pretrained=True)',
-    "hf": 'transformers.AutoModelForImageClassification.from_pretrained("FOLDER")',
+    "hf": 'transformers.AutoModelForImageClassification.from_pretrained("FOLDER"), or AutoModel without a classifier',
     "vit_jax": 'numpy.load("model.npz"), with the names of google-research/vision_transformer',
     "big_vision": 'numpy.load("model.npz"), with the names of google-research/big_vision',
 }
@@ -30,8 +30,8 @@ def model_card(reader: CheckpointReader, *, kind: Kind, layout: Layout, comparis
     """The text, in Markdown. What is not known, such as the figures of a run whose logs are elsewhere, is left out."""
     folder = reader.path.parent.parent if reader.path.parent.name == "checkpoints" else None
     lines = [f"# {folder.name if folder else reader.path.name}", ""]
-    lines += [f"A Vision Transformer, {_KINDS[kind]} after step {reader.manifest.step}, {SIGNATURE}.", ""]
-    lines += ["    " + _LOADING["hf" if layout.startswith("hf_") else layout], ""]
+    lines += [f"A vision transformer, {_KINDS[kind]} after step {reader.manifest.step}, {SIGNATURE}.", ""]
+    lines += ["    " + _LOADING[layout if layout in _LOADING else layout.partition("_")[0]], ""]
     lines += ["## Compared", "", *(f"- {comparison.describe()}" for comparison in comparisons), ""]
     lines += ["## Data", "", *_data(reader.state), ""]
     if folder is not None:

@@ -18,26 +18,33 @@ Settings = Mapping[str, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Where a tensor lies: under the name `source` in the file; with an `index`, as that entry along the first axis."""
+    """Where a tensor lies: under the name `source` in the file; with an `index`, as that entry along the first axis,
+    with `rows` as those."""
 
     source: str
     shape: Shape
     index: int | None = None
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A foreign model in our terms. `model` and `head` are values of the sections of a run's YAML for the backbone and the
-    objective (no head: None), as far as the file tells. `assumed` are sentences on what it does not tell. `positions` is how
-    its authors resample tables of positions, `class_row` whether its table has a row for the class token. `set_aside` are patterns of
-    names that are no part of the model."""
+    """A foreign model in our terms.
+
+    `model` and `head` are values of the sections of a run's YAML for the backbone and the objective (no head: None), as far as the file
+    tells. `assumed` are sentences on what it does not tell. `positions` is how its authors resample tables of positions (None: it has
+    none), `class_row` whether its table has a row for the class token. `set_aside` are patterns of names that are no part of the model.
+    `is_split_mlp` and `is_split_qkv`: both halves of a gated MLP, and queries, keys and values, are apart.
+    """
 
     layout: Layout
     model: dict[str, Any]
     head: dict[str, Any] | None
-    positions: PositionMode
+    positions: PositionMode | None
     class_row: bool = True
     set_aside: tuple[str, ...] = ()
+    is_split_mlp: bool = False
+    is_split_qkv: bool = False
     assumed: tuple[str, ...] = ()
 
 

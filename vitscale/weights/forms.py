@@ -19,17 +19,21 @@ class Sizes:
     """What the shapes of our tensors do not tell, and names and shapes elsewhere depend on.
 
     `num_channels` are those that patches are cut from, of the image or of a stem's features; `stem_units` the units of each stage of a
-    ResNet stem (None: there is none). `own_row` and `their_row` say whether the table of positions has a row for the class token, here
-    and there; `is_gated` whether the MLP is, `is_pooled_norm` whether the final norm comes after pooling.
+    ResNet stem (None: there is none), `stage_depths` the blocks of each stage. `own_row` and `their_row` say whether the table of
+    positions has a row for the class token, here and there; `is_gated` whether the MLP is, `is_pooled_norm` whether the final norm
+    comes after pooling. `is_split_mlp` and `is_split_qkv`: both halves of a gated MLP, and queries, keys and values, are apart there.
     """
 
     num_channels: int
     num_heads: int
-    stem_units: tuple[int, ...] | None = None
     own_row: bool = True
     their_row: bool = True
     is_gated: bool = False
     is_pooled_norm: bool = False
+    is_split_mlp: bool = False
+    is_split_qkv: bool = False
+    stage_depths: tuple[int, ...] = ()
+    stem_units: tuple[int, ...] | None = None
 
 
 Convert = Callable[[Sequence[Tensor], Sizes], list[Tensor]]
@@ -93,6 +97,10 @@ def _unsqueeze(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
 
 def _join(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
     return [torch.cat(list(values))]
+
+
+def _to_scales(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].view(-1, 1, 1)]
 
 
 def _to_out_kernel(values: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
@@ -194,6 +202,7 @@ FLAT = Form(to_theirs=_same, to_ours=_flatten, in_order=True)
 """A vector, which may have axes of length 1 before it."""
 TRANSPOSED = Form(to_theirs=_transpose, to_ours=_transpose)
 WITHOUT_BATCH = Form(to_theirs=_squeeze, to_ours=_unsqueeze, in_order=True)
+PER_HEAD = Form(to_theirs=_to_scales, to_ours=_flatten, in_order=True)
 OUT_KERNEL = Form(to_theirs=_to_out_kernel, to_ours=_from_out_kernel)
 TOKEN_AND_TABLE = Form(to_theirs=_to_token_and_table, to_ours=_from_token_and_table)
 CLASS_AND_MEAN = Form(to_theirs=_to_class_and_mean, to_ours=_from_class_and_mean)

@@ -60,6 +60,7 @@ _KINDS: dict[str, _Kind] = {
     "deit": _vit_like("hf_deit", model_types=("deit",), resampling="hf"),
     "dinov2": _vit_like("hf_dinov2", model_types=("dinov2",), resampling="hf"),
     "dinov2_with_registers": _vit_like("hf_dinov2_with_registers", model_types=("dinov2_with_registers",), resampling="dinov2_reg"),
+    "beit": _vit_like("hf_beit", model_types=("beit",), resampling="hf"),
     "vision_model": _Kind(
         layout="hf_siglip",
         model_types=("siglip", "siglip_vision_model"),
@@ -98,6 +99,8 @@ def _root(shapes: Mapping[str, Shape]) -> str | None:
         return "dinov2_with_registers"
     if "embeddings.distillation_token" in shapes:
         return "deit"
+    if any(".lambda_1" in name for name in shapes):
+        return "beit"
     return "dinov2" if any("layer_scale1." in name for name in shapes) else "vit"
 
 
@@ -110,9 +113,6 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
     assert root is not None, "claimed names"
     kind = _KINDS[root]
     config = _vision_config(settings, kind=kind, where=where)
-    activation = config.get("hidden_act", kind.activation)
-    if activation not in _ACTIVATIONS:
-        raise CheckpointError(f"{where}: config.json names the activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
     width, channels, patch_size, _ = shape_of(shapes, kind.kernel, num_dims=4, where=where)
     block = kind.block.format(i=0)
     is_gated = f"{block}.mlp.weights_in.weight" in shapes
@@ -138,8 +138,10 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
         "image_mean": list(map(float, images.get("image_mean") or [0.5])),
         "image_std": list(map(float, images.get("image_std") or [0.5])),
     }
+    if root == "beit":
+        model |= _beit(shapes, config)
     if not is_gated:
-        model["gelu"] = _ACTIVATIONS[activation]
+        model["gelu"] = _gelu(config.get("hidden_act", kind.activation), where=where)
     classes = next((shapes[name] for name in ("classifier.weight", "cls_classifier.weight") if shapes.get(name)), None)
     return Described(
         layout=kind.layout,
@@ -148,8 +150,34 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
         positions="mae" if config.get("model_type") == "vit_mae" else kind.resampling,
         assumed=() if images.get("image_mean") else ("images are scaled to [-1, 1], the default; there is no preprocessor_config.json",),
         # A classifier of transformers' SigLIP takes the mean of the tokens, and its attention pooling is not run.
-        set_aside=("vision_model.head.*",) if root == "vision_model" and classes is not None else (),
+        set_aside=("*relative_position_index", *(("vision_model.head.*",) if root == "vision_model" and classes is not None else ())),
     )
+
+
+def _beit(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What BEiT has and ViT has not."""
+    table = "relative_position_bias.relative_position_bias_table"
+    own, shared = f"beit.encoder.layer.0.attention.attention.{table}", f"beit.encoder.{table}"
+    is_mean = config.get("use_mean_pooling", True)
+    attention = "beit.encoder.layer.0.attention.attention"
+    values: dict[str, Any] = {
+        "layer_scale": 1e-5 if "beit.encoder.layer.0.lambda_1" in shapes else None,
+        "qkv_bias": "no_key" if f"{attention}.query.bias" in shapes else "none",
+        "class_token": True,
+        "pooling": "mean" if is_mean else "cls",
+        "norm_place": "pooled" if is_mean else "tokens",
+    }
+    if own in shapes or shared in shapes:
+        values["position_bias"] = {"kind": "relative", "shared": shared in shapes}
+    if "beit.embeddings.position_embeddings" not in shapes:
+        values["positions"] = "none"
+    return values
+
+
+def _gelu(activation: str, *, where: str) -> str:
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(f"{where}: config.json names the activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[activation]
 
 
 def _vision_config(settings: Settings, *, kind: _Kind, where: str) -> Mapping[str, Any]:

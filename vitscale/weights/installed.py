@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitscale.models import ViTConfig
-from vitscale.nn.pooling import Pooling
 from vitscale.nn.resnet_stem import ResNetStemConfig
-from vitscale.weights.companions import timm_architecture, timm_arguments
+from vitscale.weights.rules import HeldConfig, Layout
+from vitscale.weights.timm_arguments import timm_architecture, timm_arguments
 
 Library = Literal["timm", "transformers"]
+BareOutput = Literal["pooler", "class", "mean"]
 Run = Callable[[Tensor], Tensor]
 """Normalised images (B, C, H, W) to logits, or to pooled features of a model without a head."""
 
@@ -37,34 +37,42 @@ def load_library(name: Library) -> ModuleType:
         raise NotUsable(f"{name} cannot be imported ({str(error).splitlines()[0]})") from None
 
 
-def timm_with_state(model: ViTConfig, *, state: Mapping[str, Tensor], num_classes: int, class_row: bool) -> Run:
+def timm_with_state(model: HeldConfig, *, layout: Layout, state: Mapping[str, Tensor], num_classes: int, class_row: bool) -> Run:
     """timm's model with tensors of its names. `class_row` says whether the table of positions has a row for the class token.
 
     Raises `NotUsable`.
     """
     tensors = dict(state)
-    if class_row and model.num_registers:
+    if class_row and "reg_token" in tensors and "pos_embed" in tensors:
         # timm's register tokens have rows where the class token has one; the sum is the same with the row in the token.
         tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
         tensors["pos_embed"], class_row = tensors["pos_embed"][:, 1:], False
-    module = _timm_model(model, num_classes=num_classes, class_row=class_row)
-    module.load_state_dict(tensors)
+    split = {
+        "qkv_fused": not any(".q_proj." in name for name in tensors),
+        "swiglu_align_to": int(any(".fc1_g." in name for name in tensors)),
+    }
+    module = _timm_model(model, layout=layout, num_classes=num_classes, class_row=class_row, changes=split if layout == "timm_eva" else {})
+    # Tables of indexes, which it computes itself.
+    missing = module.load_state_dict(tensors, strict=False)
+    left = [name for name in missing.missing_keys if name in dict(module.named_parameters())]
+    if left or missing.unexpected_keys:
+        raise RuntimeError(f"missing {left[:3]}, unknown {missing.unexpected_keys[:3]}")
     return _run(module)
 
 
-def timm_with_npz(model: ViTConfig, *, path: Path, num_classes: int, class_row: bool) -> Run:
+def timm_with_npz(model: HeldConfig, *, path: Path, num_classes: int, class_row: bool) -> Run:
     """timm's model with a Google file, read by timm's own `load_checkpoint`; `class_row` says whether its table of positions has
     a row for the class token. Raises `NotUsable`."""
-    if isinstance(model.stem, ResNetStemConfig):
-        raise NotUsable("its hybrids add other numbers to variances than Google's")
     with np.load(path, allow_pickle=False) as archive:
         if any("pre_logits/" in name for name in archive.files):
             raise NotUsable("it drops the layer pre_logits")
+        if any("conv_root/" in name for name in archive.files):
+            raise NotUsable("its hybrids add other numbers to variances than Google's")
         if not any(name.endswith("pos_embedding") for name in archive.files):
             raise NotUsable("it reads no file without a table of positions")
         if archive[archive.files[0]].dtype.kind == "V":
             raise NotUsable("it reads no arrays of bfloat16 without jax")
-    module = _timm_model(model, num_classes=num_classes, class_row=class_row)
+    module = _timm_model(model, layout="timm", num_classes=num_classes, class_row=class_row, changes={})
     load_library("timm").models.load_checkpoint(module, str(path))
     return _run(module)
 
@@ -74,8 +82,15 @@ def timm_from_folder(folder: Path) -> Run:
     return _run(load_library("timm").create_model(f"local-dir:{folder}", pretrained=True))
 
 
-def transformers_from_folder(folder: Path, *, pooling: Pooling, has_head: bool) -> Run:
-    """What `from_pretrained` makes of a folder: logits of its classifier, or of a bare model what `pooling` makes of its tokens.
+def bare_output(model: HeldConfig, *, layout: Layout) -> BareOutput:
+    """Where transformers' model without a classifier has the features that are pooled here."""
+    if layout in ("hf_beit", "hf_swin", "hf_swinv2") or (model.kind == "vit" and model.pooling == "map"):
+        return "pooler"
+    return "class" if model.kind == "vit" and model.pooling == "cls" else "mean"
+
+
+def transformers_from_folder(folder: Path, *, output: BareOutput, has_head: bool) -> Run:
+    """What `from_pretrained` makes of a folder: logits of its classifier, or the features of a bare model.
 
     Raises `NotUsable`.
     """
@@ -84,29 +99,36 @@ def transformers_from_folder(folder: Path, *, pooling: Pooling, has_head: bool) 
     module = loader.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
     module.config.mask_ratio = 0.0  # MAE's encoder leaves patches out otherwise
     run = _run(getattr(module, "vision_model", module) if not has_head else module)
-    return lambda image_BCHW: _output(run(image_BCHW), pooling=pooling)
+    return lambda image_BCHW: _output(run(image_BCHW), output=output)
 
 
-def _output(result: Any, *, pooling: Pooling) -> Tensor:
+def _output(result: Any, *, output: BareOutput) -> Tensor:
     if hasattr(result, "logits"):
         found = result.logits
-    elif pooling == "map":
+    elif output == "pooler":
         found = result.pooler_output
     else:
-        found = result.last_hidden_state[:, 0] if pooling == "cls" else result.last_hidden_state.mean(dim=1)
+        found = result.last_hidden_state[:, 0] if output == "class" else result.last_hidden_state.mean(dim=1)
     assert isinstance(found, Tensor), type(found)
     return found
 
 
-def _timm_model(model: ViTConfig, *, num_classes: int, class_row: bool) -> nn.Module:
-    timm = load_library("timm")
-    gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU} if model.shape.is_gated else {}
-    norm = partial(nn.LayerNorm if model.norm == "layer" else nn.RMSNorm, eps=model.layer_norm_eps)
-    arguments = timm_arguments(model, class_row=class_row) | {"num_classes": num_classes, "norm_layer": norm} | gated
-    if isinstance(model.stem, ResNetStemConfig):
-        hybrid: nn.Module = timm.create_model(timm_architecture(model), **arguments)
-        return hybrid
-    family = timm.models.deit.VisionTransformerDistilled if model.distillation_token else timm.models.vision_transformer.VisionTransformer
+def _timm_model(model: HeldConfig, *, layout: Layout, num_classes: int, class_row: bool, changes: Mapping[str, Any]) -> nn.Module:
+    models, layers = load_library("timm").models, load_library("timm").layers
+    norm = nn.RMSNorm if model.kind == "vit" and model.norm == "rms" else nn.LayerNorm
+    arguments: dict[str, Any] = timm_arguments(model, layout=layout, class_row=class_row) | {"num_classes": num_classes}
+    arguments |= {"norm_layer": partial(norm, eps=model.layer_norm_eps), **changes}
+    if model.kind == "swin":
+        family = models.swin_transformer.SwinTransformer if model.version == 1 else models.swin_transformer_v2.SwinTransformerV2
+    elif isinstance(model.stem, ResNetStemConfig):
+        family = partial(load_library("timm").create_model, timm_architecture(model, layout=layout))
+    elif layout == "timm_beit":
+        family = models.beit.Beit
+    elif layout == "timm_eva":
+        family = models.eva.Eva
+    else:
+        family = models.deit.VisionTransformerDistilled if model.distillation_token else models.vision_transformer.VisionTransformer
+        arguments |= {"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU} if model.shape.is_gated else {}
     module: nn.Module = family(**arguments)
     return module
 

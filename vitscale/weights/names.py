@@ -1,5 +1,6 @@
 """How each tensor of a model is stored in another project's layout: names and shapes on both sides, and the values there and back."""
 
+import bisect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def plan_conversions(shapes: Mapping[str, Shape], *, layout: Layout, sizes: Size
             done.update(ours)
             # On the meta device a form tells the shapes and computes nothing.
             converted = rule.form.to_theirs([torch.empty(shape, device="meta") for shape in ours.values()], sizes)
-            theirs = {_named(name, block): tuple(value.shape) for name, value in zip(rule.theirs, converted, strict=True)}
+            theirs = {_their_name(name, block, sizes): tuple(value.shape) for name, value in zip(rule.theirs, converted, strict=True)}
             result.append(Conversion(ours=ours, theirs=theirs, form=rule.form, sizes=sizes))
     if unknown:
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
@@ -73,3 +74,16 @@ def split_block(name: str) -> tuple[str, str]:
 
 def _named(pattern: str, block: str) -> str:
     return pattern.replace("{i}", block)
+
+
+def _their_name(pattern: str, block: str, sizes: Sizes) -> str:
+    """With the block's number, that of its stage and its place there, and the number after it."""
+    if not block:
+        return pattern
+    number = int(block)
+    starts = [sum(sizes.stage_depths[:stage]) for stage in range(len(sizes.stage_depths))] or [0]
+    stage = bisect.bisect_right(starts, number) - 1
+    values = {"{i}": number, "{next}": number + 1, "{stage}": stage, "{place}": number - starts[stage]}
+    for field, value in values.items():
+        pattern = pattern.replace(field, str(value))
+    return pattern

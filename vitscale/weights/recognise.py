@@ -11,25 +11,27 @@ from vitscale.config import CheckpointError
 from vitscale.weights.family import Described, Entry, Family
 from vitscale.weights.forms import Shape
 from vitscale.weights.google_files import GOOGLE
+from vitscale.weights.hf_dinov3_files import HF_DINOV3
 from vitscale.weights.hf_files import HF
 from vitscale.weights.sources import WeightSource
+from vitscale.weights.swin_files import HF_SWIN, TIMM_SWIN
 from vitscale.weights.timm_files import TIMM
+from vitscale.weights.timm_kin_files import TIMM_KIN
 
-FAMILIES: tuple[Family, ...] = (GOOGLE, HF, TIMM)
+FAMILIES: tuple[Family, ...] = (GOOGLE, HF_SWIN, HF_DINOV3, HF, TIMM_SWIN, TIMM_KIN, TIMM)
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 """What programs put before every name."""
 
-_SET_ASIDE = ("*mask_token", "decoder_*", "decoder.*", "*.pooler.*", "text_model.*", "logit_scale", "logit_bias", "*.position_ids")
+_SET_ASIDE = ("*mask_token", "decoder_*", "decoder.*", "*.pooler.dense.*", "text_model.*", "logit_scale", "logit_bias", "*.position_ids")
 """Names of what serves pre-training or another modality only, as patterns of fnmatch."""
 
 _OTHERS = {
     r"ln_pre|norm_pre": "a tower of CLIP, with a norm before the blocks",
-    r"relative_position_bias_table": "a model with relative positions, such as Swin or BEiT",
-    r"cpb_mlp": "a Swin V2",
-    r"\.mlp\.(fc1_g|w1)\.|gate_proj": "a model with gated MLPs in two halves, such as EVA-02 or DINOv3",
-    r"rope": "a model with rotary positions",
+    r"rel_pos_[hw]": "a model with decomposed relative positions, such as SAM or ViTDet",
+    r"rope\.freqs$": "a model with mixed rotary positions",
     r"^layer[1-4]\.\d+\.conv|^conv1\.weight": "a convolutional network",
+    r"^stages\.|^blocks\.\d+\.\d+\.conv": "a convolutional or hierarchical network",
 }
 """What names give away of architectures that this model does not have."""
 
@@ -88,6 +90,8 @@ class _Reader:
 
     def __call__(self, name: str) -> Tensor:
         entry = self._entries[name]
+        if entry.rows is not None:
+            return self._source.read(self._names[entry.source])[slice(*entry.rows)]
         if entry.index is None:
             return self._source.read(self._names[entry.source])
         if self._last is None or self._last[0] != entry.source:

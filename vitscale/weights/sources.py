@@ -90,10 +90,11 @@ def recognise_container(path: Path) -> Container:
         if any(name.endswith("data.pkl") for name in names):
             return _pickle(path, why="is a file of torch.save, which is a pickle in a zip archive")
         return "npz"
-    if start[:1] == b"\x80":
-        return _pickle(path, why="is a pickle")
+    # Before the next: a header's length may begin with the byte that a pickle begins with.
     if start[8:9] == b"{":
         return "safetensors"
+    if start[:1] == b"\x80":
+        return _pickle(path, why="is a pickle")
     if path.suffix == ".npz":
         raise CheckpointError(f"{path}: is no zip archive, which every .npz file is: cut off at the front, or something else. {_AGAIN}")
     raise CheckpointError(f"{path}: neither safetensors nor npz nor a file of torch.save. {_AGAIN}")

@@ -12,10 +12,10 @@ from vitscale.nn.resnet_stem import ResNetStemConfig
 from vitscale.weights.family import Described, Entry, Family, Settings, count_blocks, image_side, is_square, resnet_stem, shape_of
 from vitscale.weights.forms import Shape
 
-_KERNEL = "patch_embed.proj.weight"
+KERNEL = "patch_embed.proj.weight"
 _ROOTS = ("patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight")
-_IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_POOLING = {"token": "cls", "avg": "mean", "map": "map"}
+IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+POOLING = {"token": "cls", "avg": "mean", "map": "map"}
 _ORIGINALS = (
     (re.compile(r"^register_tokens$"), "reg_token"),
     (re.compile(r"^blocks\.\d+\.(\d+)\."), r"blocks.\1."),
@@ -39,7 +39,7 @@ def _entries(shapes: Mapping[str, Shape]) -> dict[str, Entry]:
 def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) -> Described:
     config = settings.get("config.json", {})
     arguments = config.get("model_args") or {}
-    width, channels, patch_size, _ = shape_of(shapes, _KERNEL, num_dims=4, where=where)
+    width, channels, patch_size, _ = shape_of(shapes, KERNEL, num_dims=4, where=where)
     stem = _stem(shapes, where=where)
     if stem is not None:
         patch_size, channels = patch_size * stem.stride, shapes[_root(shapes)][1]
@@ -55,7 +55,7 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
     if stem is not None:
         model["stem"] = stem.model_dump(mode="json")
     model |= _tokens(shapes, arguments, patch_size=patch_size, where=where) | _pooling(shapes, config) | _blocks(shapes, where=where)
-    heads = arguments.get("num_heads") or _usual_heads(width)
+    heads = arguments.get("num_heads") or usual_heads(width)
     if heads:
         model["num_heads"] = heads
         if "num_heads" not in arguments:
@@ -98,7 +98,7 @@ def _tokens(shapes: Mapping[str, Shape], arguments: Mapping[str, Any], *, patch_
     is_distilled, has_class = "dist_token" in shapes, "cls_token" in shapes
     if arguments.get("pos_embed") == "none" and "pos_embed" not in shapes:
         size = {"image_size": arguments["img_size"]} if "img_size" in arguments else {}
-        return {"positions": "none", "class_token": has_class, "num_registers": _num_registers(shapes), "prefix_positions": True, **size}
+        return {"positions": "none", "class_token": has_class, "num_registers": count_registers(shapes), "prefix_positions": True, **size}
     num_tokens = shape_of(shapes, "pos_embed", num_dims=3, where=where)[1]
     has_rows = is_distilled or (has_class and is_square(num_tokens - 1))
     num_rows = int(is_distilled) + int(has_rows)
@@ -106,12 +106,13 @@ def _tokens(shapes: Mapping[str, Shape], arguments: Mapping[str, Any], *, patch_
         "image_size": image_side(num_tokens - num_rows, patch_size=patch_size, where=where),
         "class_token": has_class,
         "distillation_token": is_distilled,
-        "num_registers": _num_registers(shapes),
+        "num_registers": count_registers(shapes),
         "prefix_positions": has_rows or not has_class,
     }
 
 
-def _num_registers(shapes: Mapping[str, Shape]) -> int:
+def count_registers(shapes: Mapping[str, Shape]) -> int:
+    """Register tokens of timm's names."""
     tokens = shapes.get("reg_token", ())
     return tokens[1] if len(tokens) == 3 else 0
 
@@ -121,8 +122,8 @@ def _pooling(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str
     has_fc_norm = "fc_norm.weight" in shapes
     if "attn_pool.latent" in shapes:
         pooling = "map"
-    elif told in _POOLING:
-        pooling = _POOLING[told]
+    elif told in POOLING:
+        pooling = POOLING[told]
     else:
         pooling = "cls" if "cls_token" in shapes and not has_fc_norm else "mean"
     return {"pooling": pooling, "norm_place": "pooled" if has_fc_norm else "tokens"}
@@ -146,7 +147,7 @@ def _blocks(shapes: Mapping[str, Shape], *, where: str) -> dict[str, Any]:
     }
 
 
-def _usual_heads(width: int) -> int | None:
+def usual_heads(width: int) -> int | None:
     """The heads of the named sizes of a width, where they agree; big_vision's mu is for tests, and tells nothing."""
     found = {size.num_heads for name, size in SIZES.items() if size.width == width and name != "mu"}
     return found.pop() if len(found) == 1 else None
@@ -172,9 +173,9 @@ def _image_statistics(config: Mapping[str, Any], *, channels: int, project: Posi
         return {"image_mean": list(map(float, trained["mean"])), "image_std": list(map(float, trained["std"]))}
     if project != "timm" and channels == 3:
         assumed.append(f"images are normalised as {'MAE' if project == 'mae' else 'DINOv2'}'s are, with ImageNet's mean and deviation")
-        return _IMAGENET
+        return IMAGENET
     assumed.append("images are scaled to [-1, 1]; where they were normalised otherwise, give model.image_mean and model.image_std")
     return {"image_mean": [0.5], "image_std": [0.5]}
 
 
-TIMM = Family(claims=lambda shapes: _KERNEL in shapes, entries=_entries, describe=_describe)
+TIMM = Family(claims=lambda shapes: KERNEL in shapes, entries=_entries, describe=_describe)
