@@ -30,6 +30,7 @@ FAMILY = {  # models whose parameters are read in every way there is, and which 
     " position_bias: {kind: relative, shared: true}, mlp: swiglu, mlp_norm: true",
     "merging": "token_merging: {per_block: 3}",
     "halting": "pooling: mean, patch_dropout: 0.2, halting: {gate_scale: 2, gate_shift: -2, ponder_weight: 0.01, prior: {depth: 1.5}}",
+    "channels": "stem: {kind: convolutions, widths: [8]}, attention: cross_covariance, pooling: mean, layer_scale: 0.1",
 }
 DROPS = "stochastic_depth: 0.3, stochastic_depth_schedule: constant, dropout: 0.1"  # not where tokens decide on their depth
 CROSSINGS = [("3-fp32", (2, 1, "bf16")), ("3-fp32", (1, 3, "bf16")), ("1-bf16", (2, 3, "fp32")), ("3-bf16", (1, 0, "fp32"))]

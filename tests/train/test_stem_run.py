@@ -1,4 +1,4 @@
-"""Runs of vision transformers behind a stem: a stopped one goes on bit for bit, and ranks that share the weights train alike."""
+"""Vision transformers behind a stem, and with attention between channels: stopped runs go on bit for bit, sharded ones train alike."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,15 @@ from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, losse
 from vitscale import api
 
 RESNET = "model.stem={kind: resnet, units: [1], width: 32}"
-CONVOLUTIONS = "model.stem={kind: convolutions, widths: [8, 16]}"
+SIZES = "image_size: 8, patch_size: 4, num_channels: 1, width: 16, depth: 2, num_heads: 2"
+CHANNELS = f"model={{kind: vit, {SIZES}, pooling: mean, attention: cross_covariance, stem: {{kind: convolutions, widths: [8, 16]}}}}"
 
 
-@pytest.mark.parametrize("stem", [RESNET, CONVOLUTIONS])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, stem: str) -> None:
-    whole = tiny_config(tmp_path, "name=whole", stem)
+@pytest.mark.parametrize("model", [RESNET, CHANNELS])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, model: str) -> None:
+    whole = tiny_config(tmp_path, "name=whole", model)
     api.train(whole)
-    parts = stopped(tmp_path, "name=parts", stem)
+    parts = stopped(tmp_path, "name=parts", model)
     api.train(parts)
     assert losses(parts.run_dir) == losses(whole.run_dir)
     assert_equal_tensors(checkpoint_tensors(parts.run_dir, step=6), checkpoint_tensors(whole.run_dir, step=6))
