@@ -120,6 +120,7 @@ def test_a_file_of_equal_size_and_other_content_is_sent(remote: RemoteCheckpoint
     assert torch.equal(CheckpointReader(remote.download(1, folder=tmp_path / "back")).read_full("a"), other["a", "weight"])
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("killed_at", ["rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"])
 def test_a_killed_upload_is_no_checkpoint_and_is_gone_on_with(
     address: str, remote: RemoteCheckpoints, tmp_path: Path, proxy: WriteFaultProxy, killed_at: str

@@ -57,6 +57,7 @@ def test_any_world_and_stage_restores_any_other(
     assert {store.steps for store in stores} == {9}
 
 
+@pytest.mark.dist
 def test_restoring_at_another_world_size_takes_no_memory_beside_the_state(tmp_path: Path) -> None:
     tensors = make_tensors(seed=1, shapes={"a": (4096, 1024), "b": (7,)}, kinds=("weight", "exp_avg", "exp_avg_sq"))
     path = save_as(tensors, folder=tmp_path, step=1, world_size=3, zero_stage=3)

@@ -45,6 +45,7 @@ def _newest_after_kills(folder: Path, *, in_background: bool) -> Iterator[Path]:
     raise AssertionError("no save lived to its end")
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "background"])
 def test_a_kill_at_any_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp_path: Path, in_background: bool) -> None:
     kept = {1: 0, 2: 0}
@@ -59,6 +60,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_the_newest_complete_checkpoint(tmp
     assert kept[2] >= 2, "no kill fell between the commit and the end"
 
 
+@pytest.mark.dist
 def test_a_kill_while_a_step_is_saved_again_leaves_one_of_the_two(tmp_path: Path) -> None:
     outcomes = set()
     save_as(OLD, folder=tmp_path / "before", step=2)

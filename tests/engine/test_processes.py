@@ -106,6 +106,7 @@ def test_deepspeed_warnings_go_to_standard_error() -> None:
     assert [handler.stream for handler in logger.handlers if type(handler) is logging.StreamHandler] == [sys.stderr]
 
 
+@pytest.mark.dist
 def test_peak_memory_is_this_processs_own() -> None:
     """A child begins anew, whatever its parent, which holds half a gigabyte, has had."""
     ballast = bytearray(b"x") * (512 << 20)

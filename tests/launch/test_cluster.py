@@ -42,6 +42,7 @@ with present_errors(debug=False), cluster.ray_cluster(address=None, num_cpus=2) 
 """
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize(("name", "code", "last"), [("SIGTERM", 143, ""), ("SIGINT", 130, "interrupted")])
 def test_a_signal_leaves_the_cluster_and_is_told_by_the_exit_code(name: str, code: int, last: str) -> None:
     done = subprocess.run([sys.executable, "-c", END_IN_BODY, name], capture_output=True, text=True, timeout=60)

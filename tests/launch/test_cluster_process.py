@@ -69,6 +69,7 @@ def test_an_answer_is_there_at_once() -> None:
     assert out.getvalue() == "{}\n"
 
 
+@pytest.mark.dist
 def test_it_ends_when_the_command_does() -> None:
     read, write = os.pipe()
     command = [sys.executable, "-m", "vitscale_launch.cluster_process", str(write)]

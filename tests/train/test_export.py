@@ -115,6 +115,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         api.export(other.run_dir, layout="timm", max_memory_bytes=1000)
 
 
+@pytest.mark.dist
 def test_a_large_sharded_checkpoint_needs_little_memory(tmp_path: Path) -> None:
     """The process grows far less than the weights: 12 blocks of width 512 in four parts are 144 MiB."""
     script = Path(__file__).with_name("export_memory.py")
