@@ -127,6 +127,8 @@ def export(
             tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
             max_memory_bytes=parse_size(max_memory),
         )
+        for note in exported.notes:
+            print(f"otherwise in the programs of {exported.layout}: {note}")
         _print_comparisons(exported.comparisons)
         print(f"{exported.folder}: {exported.num_tensors} tensors, {exported.num_bytes / 2**20:.1f} MiB")
 

@@ -1,6 +1,7 @@
 """Comparisons: what is accepted, what is refused, what is not run; NaN is never accepted."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,3 +70,33 @@ def test_a_library_that_is_missing_or_too_large_is_told() -> None:
     assert compared(foreign(library_shift=None))[1].describe() == "against timm: not run: it is not installed"
     assert "more than --max-memory" in compared(foreign(), max_memory_bytes=1000)[1].describe()
     assert torch.isfinite(torch.tensor(compared(foreign(), max_memory_bytes=1000)[0].max_abs_delta))
+
+
+def test_a_library_whose_model_cannot_be_imported_is_told() -> None:
+    """transformers and timm import their parts late, and raise this where torchvision does not fit torch."""
+
+    def load() -> object:
+        raise ModuleNotFoundError("Could not import module 'ViTForImageClassification'.\nAnd more.")
+
+    found = compared(replace(foreign(), load=load))[1]  # type: ignore[arg-type]
+    assert found.skipped == "its model cannot be imported here (Could not import module 'ViTForImageClassification'.)"
+
+
+def test_small_logits_are_held_to_their_own_size() -> None:
+    assert not Comparison(against="x", max_abs_delta=1e-6, max_abs_output=0.01).within(1e-5)
+    assert Comparison(against="x", max_abs_delta=0.0, max_abs_output=0.0).within(math.inf)
+
+
+def test_behind_a_head_of_zeros_the_features_are_compared() -> None:
+    weights = WEIGHTS | {name: torch.zeros_like(WEIGHTS[name]) for name in ("head.fc.weight", "head.fc.bias")}
+    given = foreign()
+    state = {name: torch.zeros(shape) if name.startswith("head.") else given.read(name) for name, shape in given.shapes.items()}
+
+    def features(scale: float) -> Comparison:
+        read = (state | {"blocks.1.norm2.weight": scale * state["blocks.1.norm2.weight"]}).__getitem__
+        found = replace(given, read=read, load=lambda: lambda image: torch.zeros(len(image), 4))
+        return compare(STORED, read=weights.__getitem__, foreign=found, max_memory_bytes=1 << 30, tolerance=1e-5, where="file")[-1]
+
+    assert features(1.0).describe().startswith("against the formulas of timm: max |delta features| = ")
+    with pytest.raises(CheckpointError, match=r"max \|delta features\|"):
+        features(1.01)

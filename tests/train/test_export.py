@@ -77,10 +77,13 @@ def test_google_files_of_a_run(tmp_path: Path, layout: str, pooling: str) -> Non
 
 def test_an_exact_gelu_is_no_google_model(tmp_path: Path) -> None:
     config = trained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"gives other outputs|give other outputs"):
+    with pytest.raises(CheckpointError, match=r"gives other outputs .*model\.gelu is always tanh, and here it is exact"):
         api.export(config.run_dir, layout="vit_jax", tolerance=1e-9)
     assert not (config.run_dir / "export" / "vit_jax").exists()
-    assert api.export(config.run_dir, layout="vit_jax", tolerance=1.0).num_tensors > 30
+    exported = api.export(config.run_dir, layout="vit_jax", tolerance=1.0)
+    assert exported.num_tensors > 30
+    assert exported.notes == ("model.gelu is always tanh, and here it is exact",)
+    assert exported.notes[0] in (exported.folder / "README.md").read_text()
 
 
 def test_the_metadata_say_what_the_tensors_do_not(tmp_path: Path) -> None:

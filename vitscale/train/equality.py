@@ -3,8 +3,10 @@
 # B batch, C channels, H height, W width
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,10 +22,12 @@ from vitscale.weights.reference import ReferenceSettings, has_formulas, referenc
 from vitscale.weights.rules import HeldConfig, Layout
 
 DEFAULT_TOLERANCE = 1e-5
-"""Largest difference of two logits, as a share of the largest logit where that is above 1: fp32 sums in another order differ by
-some 1e-6; a wrong GELU by 1e-4 and more."""
+"""Largest difference of two logits, as a share of the largest logit: fp32 sums in another order differ by some
+1e-6; a wrong GELU by 1e-5 to 1e-3."""
 
 _NUM_IMAGES = 2
+_HEAD = re.compile(r"(head|head_dist|pre_logits|classifier|cls_classifier|distillation_classifier)[./]")
+"""Names of what comes after pooling."""
 _COPIES = 3
 """What loading in another library holds at a time: the tensors read, the module, and what it makes of them."""
 
@@ -39,6 +43,8 @@ class Foreign:
     shapes: dict[str, Shape]
     read: Callable[[str], Tensor]
     library: str
+    differences: tuple[str, ...] = ()
+    """What its programs do otherwise than the model, and no file can tell them."""
     load: Callable[[], Callable[[Tensor], Tensor]]
 
 
@@ -49,17 +55,19 @@ class Comparison:
     against: str
     max_abs_delta: float = math.nan
     max_abs_output: float = math.nan
+    quantity: Literal["logits", "features"] = "logits"
     skipped: str | None = None
 
     def within(self, tolerance: float) -> bool:
         """Whether it was made and is small enough. NaN never is."""
-        return self.skipped is not None or self.max_abs_delta <= tolerance * max(1.0, self.max_abs_output)
+        return self.skipped is not None or self.max_abs_delta == 0 or self.max_abs_delta <= tolerance * self.max_abs_output
 
     def describe(self) -> str:
         """One line."""
         if self.skipped is not None:
             return f"against {self.against}: not run: {self.skipped}"
-        return f"against {self.against}: max |delta logits| = {self.max_abs_delta:.3g}, largest |logit| {self.max_abs_output:.3g}"
+        delta = f"max |delta {self.quantity}| = {self.max_abs_delta:.3g}"
+        return f"against {self.against}: {delta}, largest |{self.quantity[:-1]}| {self.max_abs_output:.3g}"
 
 
 def compare(
@@ -79,6 +87,11 @@ def compare(
         with torch.inference_mode():
             theirs = _by_formulas(foreign, model=model, image_BCHW=normalised_BCHW)
         made.insert(0, _difference(f"the formulas of {foreign.layout}", ours=ours, theirs=theirs))
+        if stored.objective is not None and bool((ours == ours[:1]).all()):
+            # A head of zeros gives every image the same logits, which says nothing of what comes before it.
+            made.append(_of_features(stored, read=read, foreign=foreign, images_BCHW=images_BCHW))
+    if stored.objective is None:
+        made = [replace(comparison, quantity="features") for comparison in made]
     if all(comparison.skipped for comparison in made) and not math.isinf(tolerance):
         why = "; ".join(comparison.describe() for comparison in made)
         raise CheckpointError(
@@ -89,10 +102,30 @@ def compare(
     if bad:
         raise CheckpointError(
             f"{where}: the same image gives other outputs ({'; '.join(comparison.describe() for comparison in bad)}; accepted:"
-            f" {tolerance:g} of the largest). The weights are read as another model than they are of, most often another GELU, epsilon"
-            " or number of heads: give it as model.KEY=VALUE where this is an import, or accept the difference with --tolerance"
+            f" {tolerance:g} of the largest). {_cause(foreign)}, or accept the difference with --tolerance"
         )
     return tuple(made)
+
+
+def _cause(foreign: Foreign) -> str:
+    if foreign.differences:
+        return f"In the layout {foreign.layout} {'; '.join(foreign.differences)}: train with the same, take another layout"
+    return (
+        "The weights are read as another model than they are of, most often another GELU, epsilon or number of heads: give it as"
+        " model.KEY=VALUE where this is an import"
+    )
+
+
+def _of_features(stored: StoredModel, *, read: Callable[[str], Tensor], foreign: Foreign, images_BCHW: Tensor) -> Comparison:
+    """What is pooled before the head."""
+    assert isinstance(foreign.model, ViTConfig), "whose formulas are written down"
+    backbone = stored.model_copy(update={"objective": None})
+    shapes = {name: shape for name, shape in foreign.shapes.items() if not _HEAD.match(name)}
+    normalised_BCHW = Normaliser(mean=foreign.model.image_mean, std=foreign.model.image_std)(images_BCHW, dtype=torch.float32)
+    with torch.inference_mode():
+        theirs = _by_formulas(replace(foreign, shapes=shapes), model=foreign.model, image_BCHW=normalised_BCHW)
+    ours = streamed_output(backbone, read=read, image_BCHW=images_BCHW)
+    return replace(_difference(f"the formulas of {foreign.layout}", ours=ours, theirs=theirs), quantity="features")
 
 
 def _by_formulas(foreign: Foreign, *, model: ViTConfig, image_BCHW: Tensor) -> Tensor:
@@ -116,6 +149,9 @@ def _with_library(foreign: Foreign, *, ours: Tensor, image_BCHW: Tensor, max_mem
         theirs = foreign.load()(image_BCHW)
     except NotUsable as error:
         return Comparison(against=foreign.library, skipped=str(error))
+    except ImportError as error:  # parts of it are imported when they are asked for, and may not fit the rest of the installation
+        reason = str(error).strip().partition("\n")[0]
+        return Comparison(against=foreign.library, skipped=f"its model cannot be imported here ({reason})")
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:  # what its loader raises for a file it cannot hold
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{where}: {foreign.library} cannot load these weights: {type(error).__name__}: {reason}") from error

@@ -29,7 +29,7 @@ from vitscale.weights.names import Conversion, plan_conversions
 from vitscale.weights.rule import POSITIONS
 from vitscale.weights.rules import HeldConfig, Layout
 from vitscale.weights.sources import open_source
-from vitscale.weights.targets import Format, choose_layout, has_class_row, project_form, sizes_of, writes_halves
+from vitscale.weights.targets import Format, choose_layout, differences, has_class_row, image_note, project_form, sizes_of, writes_halves
 
 DEFAULT_MAX_MEMORY_BYTES = 4 << 30
 
@@ -50,6 +50,8 @@ class Exported:
     num_tensors: int
     num_bytes: int
     comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = ()
+    """What the layout's programs do otherwise, and no file can tell them."""
 
 
 def export_checkpoint(
@@ -102,7 +104,8 @@ def export_checkpoint(
             tolerance=tolerance,
             where=str(folder),
         )
-        card = model_card(reader, kind=kind, layout=chosen, comparisons=comparisons)
+        notes = (*differences(model, layout=chosen), *image_note(model, layout=chosen))
+        card = model_card(reader, kind=kind, layout=chosen, comparisons=comparisons, notes=notes)
         write_durably(partial_folder / _CARD, card.encode())
     return Exported(
         folder=folder,
@@ -110,6 +113,7 @@ def export_checkpoint(
         num_tensors=len(shapes),
         num_bytes=(folder / file_name).stat().st_size,
         comparisons=comparisons,
+        notes=notes,
     )
 
 
@@ -209,6 +213,7 @@ def _written(path: Path, *, layout: Layout, model: HeldConfig, num_classes: int)
         shapes={name.removeprefix(prefix): shape for name, shape in source.shapes.items()},
         read=lambda name: source.read(f"{prefix}{name}"),
         library="transformers" if layout.startswith("hf_") else "timm",
+        differences=differences(model, layout=layout),
         load=load,
     )
 

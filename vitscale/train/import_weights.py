@@ -31,7 +31,7 @@ from vitscale.weights.pickled import convert_pickle
 from vitscale.weights.recognise import Recognised, explain_names, recognise
 from vitscale.weights.rules import HeldConfig, Layout
 from vitscale.weights.sources import WeightSource, find_weight_files, open_source, recognise_container
-from vitscale.weights.targets import check_layout, project_form, sizes_of
+from vitscale.weights.targets import check_layout, differences, project_form, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +224,7 @@ def _foreign(opened: WeightSource, *, found: Recognised, model: HeldConfig, num_
         shapes=dict(found.shapes),
         read=found.read,
         library="transformers" if layout.startswith("hf_") else "timm",
+        differences=differences(model, layout=layout),
         load=load,
     )
 

@@ -26,13 +26,16 @@ _LOADING: dict[str, str] = {
 _KINDS = {"weight": "the trained weights", "ema": "the moving average of the weights"}
 
 
-def model_card(reader: CheckpointReader, *, kind: Kind, layout: Layout, comparisons: Sequence[Comparison]) -> str:
+def model_card(
+    reader: CheckpointReader, *, kind: Kind, layout: Layout, comparisons: Sequence[Comparison], notes: Sequence[str] = ()
+) -> str:
     """The text, in Markdown. What is not known, such as the figures of a run whose logs are elsewhere, is left out."""
     folder = reader.path.parent.parent if reader.path.parent.name == "checkpoints" else None
     lines = [f"# {folder.name if folder else reader.path.name}", ""]
     lines += [f"A vision transformer, {_KINDS[kind]} after step {reader.manifest.step}, {SIGNATURE}.", ""]
     lines += ["    " + _LOADING[layout if layout in _LOADING else layout.partition("_")[0]], ""]
     lines += ["## Compared", "", *(f"- {comparison.describe()}" for comparison in comparisons), ""]
+    lines += _section(f"Otherwise in the programs of {layout}", [f"- {note}" for note in notes])
     lines += ["## Data", "", *_data(reader.state), ""]
     if folder is not None:
         lines += _section("Figures", _figures(RunDirectory(root=folder), step=reader.manifest.step))

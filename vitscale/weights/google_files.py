@@ -81,7 +81,7 @@ def _describe(shapes: Mapping[str, Shape], *, settings: object, where: str) -> D
     head = {"num_classes": shapes["head/kernel"][-1]} if "head/kernel" in shapes else None
     if head is not None and "pre_logits/kernel" in shapes:
         head["pre_logits"] = shapes["pre_logits/kernel"][-1]
-    assumed = ["GELU is its tanh form, which flax computes"]
+    assumed = ["GELU is its tanh form, which flax computes", "norms add 1e-6, and images are scaled to [-1, 1], as in Google's programs"]
     table = next((name for name in _TABLES.values() if name in shapes), None)
     if table is None:
         # A fixed table is no parameter, so the file has none, and with it goes the size of the images.

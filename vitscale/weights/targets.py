@@ -160,6 +160,21 @@ def project_form(model: HeldConfig, *, layout: Layout) -> HeldConfig:
     return model
 
 
+def differences(model: HeldConfig, *, layout: Layout) -> tuple[str, ...]:
+    """What the layout's programs compute otherwise than `model`, and no file can tell them."""
+    computed = project_form(model, layout=layout)
+    changed = [name for name in ("gelu", "layer_norm_eps") if getattr(computed, name) != getattr(model, name)]
+    return tuple(f"model.{name} is always {getattr(computed, name)}, and here it is {getattr(model, name)}" for name in changed)
+
+
+def image_note(model: HeldConfig, *, layout: Layout) -> tuple[str, ...]:
+    """How images are to be prepared for the layout's programs, where those do it otherwise; empty where they do the same."""
+    if layout not in ("vit_jax", "big_vision") or {*model.image_mean, *model.image_std} == {0.5}:
+        return ()
+    shown = f"mean {list(model.image_mean)} and deviation {list(model.image_std)}"
+    return (f"images are always scaled to [-1, 1], and here they are normalised with {shown}: prepare them so there",)
+
+
 def _problem(model: HeldConfig, *, layout: Layout, num_classes: int, has_pre_logits: bool) -> str | None:
     room = _ROOMS[layout]
     for name, setting in type(model).model_fields.items():
