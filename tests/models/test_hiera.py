@@ -6,6 +6,7 @@ from tests.hiera_oracles import HuggingFaceHieraOracle, TimmHieraOracle
 from tests.oracles import random_classifier
 from vitscale.models import Hiera, HieraConfig
 from vitscale.nn.counter_hash import SEED_KEY
+from vitscale.nn.dropout import kept_patches
 from vitscale.nn.init import materialise
 from vitscale.objectives import Supervised
 
@@ -152,6 +153,23 @@ def test_a_sample_s_stochastic_depth_depends_on_its_seed_alone(shortcut: str) ->
         torch.testing.assert_close(alone[0], dropped[sample], rtol=0, atol=1e-6)
     dropped.sum().backward()
     assert all(parameter.grad is not None for parameter in hiera.parameters())
+
+
+def test_units_left_out_in_training_equal_timms_mask() -> None:
+    model = config(patch_dropout=0.4)
+    ours = classifier(model)
+    theirs = TimmHieraOracle(model, ours)
+    seed_B, image_BCHW = torch.tensor([5, 6, 7]), images()
+    kept_BK = kept_patches(seed_B, num_patches=4, rate=0.4)
+    assert kept_BK.shape == (3, 2)
+    mask_BU = torch.zeros(3, 4, dtype=torch.bool).scatter_(1, kept_BK, True)
+    features = ours.backbone(image_BCHW, draws={SEED_KEY: seed_B})
+    assert features.tokens_BND.shape[1] == 2
+    their_logits = theirs.model.forward_head(theirs.model(image_BCHW, mask=mask_BU))
+    assert (ours.head(features.pooled_BD) - their_logits).abs().max() <= 1e-6
+    unseen_BCHW = image_BCHW + ~mask_BU.view(3, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(ours.backbone(unseen_BCHW, draws={SEED_KEY: seed_B}).pooled_BD, features.pooled_BD)
+    assert torch.equal(ours.backbone(image_BCHW, draws={}).pooled_BD, ours.backbone(image_BCHW).pooled_BD)
 
 
 def test_computes_in_the_type_of_its_parameters() -> None:

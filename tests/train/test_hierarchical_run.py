@@ -18,7 +18,7 @@ from vitscale.nn.resample import Grid, resample_positions
 
 SAMPLE = Path(__file__).parents[2] / "data_tools" / "sample"
 WINDOWS = "patch_size: 1, width: 8, depths: [2, 1], num_heads: [1, 2], window_size: 4"
-UNITS = "patch_size: 2, width: 8, depths: [1, 1], num_heads: 1, window_stages: 1"
+UNITS = "patch_size: 1, width: 8, depths: [1, 1], num_heads: 1, window_stages: 1, patch_dropout: 0.25"
 
 
 def model(kind: str, sizes: str, *, image_size: int = 8) -> str:
@@ -64,7 +64,7 @@ def test_another_image_starts_from_resampled_positions(tmp_path: Path) -> None:
     api.train(tuned)
     old, new = checkpoint_tensors(source.run_dir, step=2), checkpoint_tensors(tuned.run_dir, step=2)
     table = "backbone.pos_embed", "weight"
-    expected = resample_positions(old[table], source=Grid(4, 4), target=Grid(8, 8), num_prefix=0, mode="hf")
+    expected = resample_positions(old[table], source=Grid(8, 8), target=Grid(16, 16), num_prefix=0, mode="hf")
     torch.testing.assert_close(new[table], expected, rtol=0, atol=1e-6)
 
 

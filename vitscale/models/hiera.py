@@ -11,6 +11,7 @@ from vitscale.models.hiera_shape import HieraBlockSpec
 from vitscale.nn.block import scaled
 from vitscale.nn.context import BlockContext
 from vitscale.nn.counter_hash import SEED_KEY
+from vitscale.nn.dropout import kept_patches, take_patches
 from vitscale.nn.init import set_init, zeros
 from vitscale.nn.layers import LayerScale, layer_norm
 from vitscale.nn.mlp import Mlp
@@ -116,6 +117,7 @@ class Hiera(Backbone):
         self.patch_stride = shape.patch_stride
         self.num_poolings = shape.num_poolings
         self.resampling = config.resampling
+        self.patch_dropout = config.patch_dropout
         self.draw_keys = frozenset(config.draw_sources)
         self.drop_rates = tuple(rate for rate in config.drop_rates for _ in range(2))
         self.block_runner: BlockRunner = run_block
@@ -134,19 +136,39 @@ class Hiera(Backbone):
     def forward(self, image_BCHW: Tensor, *, draws: Draws | None = None) -> Features:
         """Normalised images (B, C, H, W), of whole mask units, to features; `tokens_BND` has one token for each, row by row.
 
-        Where `draws` has seeds, samples skip branches by `stochastic_depth`.
+        Where `draws` has seeds, samples skip branches by `stochastic_depth`, and `tokens_BND` is without the units that
+        `patch_dropout` leaves out.
         """
         seed_B = None if draws is None else draws.get(SEED_KEY)
         kept = () if seed_B is None else kept_samples(seed_B, rates=self.drop_rates)
         grid = Grid(*(side // self.patch_stride for side in image_BCHW.shape[2:]))
         context = BlockContext(grid=grid, num_prefix=0, seed_B=seed_B, kept=kept)
+        kept_BK = self._kept_units(grid, seed_B=seed_B)
+        if kept_BK is not None:
+            image_BCHW = image_BCHW * self._seen(image_BCHW, kept_BK)
         x_BRCD: Tensor = self.patch_embed(image_BCHW) + self._positions(grid)
         x_BUSD = to_units(x_BRCD, num_poolings=self.num_poolings)
+        if kept_BK is not None:
+            x_BUSD = take_patches(x_BUSD.flatten(2), kept_BK).unflatten(2, x_BUSD.shape[2:])
         for index, block in enumerate(self.blocks):
             x_BUSD = self.block_runner(index, block, x_BUSD, context=context)
         tokens_BND = x_BUSD.flatten(1, 2)
         pooled_BD = pool_tokens(tokens_BND, norm=self.norm, pooling="mean", norm_place="pooled")
         return Features(pooled_BD=pooled_BD, tokens_BND=tokens_BND)
+
+    def _kept_units(self, grid: Grid, *, seed_B: Tensor | None) -> Tensor | None:
+        """The mask units (B, K) that are left in training; None: all."""
+        if seed_B is None or not self.patch_dropout:
+            return None
+        num_units = grid.rows * grid.columns // 4**self.num_poolings
+        return kept_patches(seed_B, num_patches=num_units, rate=self.patch_dropout)
+
+    def _seen(self, image_BCHW: Tensor, kept_BK: Tensor) -> Tensor:
+        """1 in the pixels of units that are kept and 0 in others (B, 1, H, W): patches overlap, and would see what is left out."""
+        units = Grid(*(side // self.patch_size for side in image_BCHW.shape[2:]))
+        seen_BU = image_BCHW.new_zeros(len(kept_BK), units.rows * units.columns).scatter_(1, kept_BK, 1)
+        seen_B1RC: Tensor = seen_BU.unflatten(1, (1, *units))
+        return seen_B1RC.repeat_interleave(self.patch_size, dim=2).repeat_interleave(self.patch_size, dim=3)
 
     def _positions(self, grid: Grid) -> Tensor:
         """What is added to a map of `grid`, (1, R, C, D): the table, resampled where its grid is another, and that of the units."""

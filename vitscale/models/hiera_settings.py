@@ -101,6 +101,8 @@ class HieraSettings(BackboneConfig):
     """Added to the variance in layer norms."""
     stochastic_depth: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training samples that skip a branch of the last block, and save its compute; it rises from 0 at the first block."""
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the mask units left out in training, others for each sample (patch_drop_rate in timm). No patch sees what is left out."""
     image_mean: tuple[float, ...] = (0.5,)
     """Subtracted from the image, in units where white is 1: one number per channel, or one for all."""
     image_std: tuple[float, ...] = (0.5,)
@@ -192,6 +194,7 @@ class HieraSettings(BackboneConfig):
             num_channels=self.num_channels,
             projects=self.shortcut == "project",
             layer_scale=self.layer_scale is not None,
+            patch_dropout=self.patch_dropout,
         )
 
     @property
@@ -202,7 +205,7 @@ class HieraSettings(BackboneConfig):
     @property
     def draw_sources(self) -> dict[str, DrawSource]:
         """A seed for each training sample where anything is dropped."""
-        return {SEED_KEY: SeedSource()} if self.stochastic_depth else {}
+        return {SEED_KEY: SeedSource()} if self.stochastic_depth or self.patch_dropout else {}
 
     def _specs(self, depths: tuple[int, ...], *, width: int, num_heads: int) -> list[HieraBlockSpec]:
         specs = []

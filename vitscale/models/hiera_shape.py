@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vitscale.models.base import BlockShape, PooledInput
+from vitscale.nn.dropout import num_kept_patches
 from vitscale.nn.unit_attention import POOLED_TOKENS
 
 
@@ -34,6 +35,7 @@ class HieraShape:
     num_channels: int
     projects: bool
     layer_scale: bool
+    patch_dropout: float
     class_token: bool = False
     is_distilled: bool = False
     stem: None = None
@@ -81,7 +83,7 @@ class HieraShape:
         return sum(block.forward_flops for block in self.blocks) + patch_embed
 
     def _block(self, spec: HieraBlockSpec) -> BlockShape:
-        num_units = (self.image_size // self.patch_size) ** 2
+        num_units = num_kept_patches((self.image_size // self.patch_size) ** 2, rate=self.patch_dropout)
         input_tokens = spec.unit_tokens * (POOLED_TOKENS if spec.pools else 1)
         pooled = PooledInput(width=spec.input_width, num_tokens=num_units * input_tokens, projects=self.projects)
         return BlockShape(
