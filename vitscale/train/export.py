@@ -105,8 +105,7 @@ def export_checkpoint(
             where=str(folder),
         )
         notes = (*differences(model, layout=chosen), *image_note(model, layout=chosen))
-        card = model_card(reader, kind=kind, layout=chosen, comparisons=comparisons, notes=notes)
-        write_durably(partial_folder / _CARD, card.encode())
+        write_durably(partial_folder / _CARD, model_card(reader, kind=kind, layout=chosen, comparisons=comparisons, notes=notes).encode())
     return Exported(
         folder=folder,
         layout=chosen,
