@@ -25,6 +25,7 @@ def model(kind: str, sizes: str, *, image_size: int = 8) -> str:
     return f"model={{kind: {kind}, image_size: {image_size}, num_channels: 1, stochastic_depth: 0.3, {sizes}}}"
 
 
+STAGES = {"swin": (1, 3), "swinv2": (3,), "hiera": (3,)}
 MODELS = {"swin": model("swin", WINDOWS), "swinv2": model("swin", f"{WINDOWS}, version: 2"), "hiera": model("hiera", UNITS)}
 
 
@@ -74,14 +75,14 @@ def test_it_trains_alike_on_one_rank_and_sharded_on_two(tmp_path: Path) -> None:
     jobs = []
     for name, settings in MODELS.items():
         api.train(tiny_config(tmp_path, f"name={name}", settings))
-        for stage in (1, 3):
+        for stage in STAGES[name]:
             options = [f"name={name}-{stage}", settings, f"parallel.zero_stage={stage}", "parallel.micro_batch=4"]
             jobs += [{"do": "train", "overrides": options, "stop_at": stop} for stop in (3, None)]
     script = Path(__file__).with_name("rank_runs.py")
-    assert run_ranks(script, tmp_path, json.dumps(jobs), num_ranks=2) == [[75, 0] * 6] * 2
+    assert run_ranks(script, tmp_path, json.dumps(jobs), num_ranks=2) == [[75, 0] * 4] * 2
     for name in MODELS:
         curve = losses(tmp_path / "runs" / name)
-        for stage in (1, 3):
+        for stage in STAGES[name]:
             assert losses(tmp_path / "runs" / f"{name}-{stage}") == pytest.approx(curve, rel=1e-5), (name, stage)
 
 
@@ -92,7 +93,7 @@ FASHION = {
 }
 
 
-@pytest.mark.dist
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", FASHION)
 def test_it_learns_fashion_mnist_and_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
     pack_sample(tmp_path / "shards")
