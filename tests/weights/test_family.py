@@ -1,9 +1,11 @@
 """What families share: reading a model off names and shapes."""
 
+from typing import Any
+
 import pytest
 
 from vitscale.config import CheckpointError
-from vitscale.weights.family import count_blocks, image_side, plain_entries, shape_of
+from vitscale.weights.family import count_blocks, image_side, plain_entries, shape_of, told_image_size
 
 
 def test_blocks_are_counted_from_nought_without_a_gap() -> None:
@@ -22,6 +24,20 @@ def test_a_shape_is_there_and_has_its_dimensions() -> None:
         shape_of({"a": (2, 3)}, "b", num_dims=2, where="f")
     with pytest.raises(CheckpointError, match="a is 2 x 3, and 4 dimensions"):
         shape_of({"a": (2, 3)}, "a", num_dims=4, where="f")
+
+
+@pytest.mark.parametrize(
+    ("config", "side"),
+    [
+        ({"model_args": {"img_size": 32}, "pretrained_cfg": {"input_size": [3, 224, 224]}}, 32),
+        ({"model_args": {"img_size": [32, 32]}}, 32),
+        ({"pretrained_cfg": {"input_size": [3, 64, 64]}}, 64),
+        ({"model_args": {"img_size": [32, 64]}}, None),
+        ({}, None),
+    ],
+)
+def test_timm_tells_the_image_as_one_number_or_two(config: dict[str, Any], side: int | None) -> None:
+    assert told_image_size(config) == side
 
 
 def test_plain_names_stay() -> None:

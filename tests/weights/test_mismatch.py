@@ -20,7 +20,7 @@ def test_everything_that_differs_is_in_one_paragraph() -> None:
             hint=" (it looks like another)",
         )
     lines = str(caught.value).splitlines()
-    assert lines[0] == "w.npz: its tensors are not those of a plain ViT of this size (it looks like another):"
+    assert lines[0] == "w.npz: its tensors are not those of the model that it seems to hold (it looks like another):"
     assert "  missing: blocks.{i}.norm1.weight (12 blocks)" in lines
     assert "  missing: head.weight; the nearest name is head.weigth" in lines
     assert "  unknown: blocks.0.ls1.gamma: 8" in lines

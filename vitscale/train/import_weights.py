@@ -79,6 +79,7 @@ def import_weights(
                 parts=_parts(conversions, max_memory_bytes=max_memory_bytes),
                 read=partial(_finite, found, where=str(source)),
                 content=_content(stored, found=found, source=source),
+                where=str(source),
             )
             comparisons = compare(
                 stored,
@@ -167,19 +168,26 @@ def _parts(conversions: Sequence[Conversion], *, max_memory_bytes: int) -> Itera
     yield part
 
 
-def _write_checkpoint(folder: Path, *, parts: Iterator[list[Conversion]], read: Callable[[str], Tensor], content: SaveContent) -> Path:
+def _write_checkpoint(
+    folder: Path, *, parts: Iterator[list[Conversion]], read: Callable[[str], Tensor], content: SaveContent, where: str
+) -> Path:
     partial_folder = save_folder(folder, step=content.step)
     prepare(partial_folder)
     entries: list[FileEntry] = []
     for rank, part in enumerate(parts):
-        fragments = [fragment for conversion in part for fragment in _fragments(conversion, read=read)]
+        fragments = [fragment for conversion in part for fragment in _fragments(conversion, read=read, where=where)]
         entries.append(write_part(partial_folder, rank=rank, fragments=fragments, given_up=threading.Event()))
     commit(partial_folder, content=content, parts=entries, check_owner=lambda: None)
     return step_folder(folder, step=content.step)
 
 
-def _fragments(conversion: Conversion, *, read: Callable[[str], Tensor]) -> Iterator[Fragment]:
-    for name, value in conversion.to_ours([read(name) for name in conversion.theirs]).items():
+def _fragments(conversion: Conversion, *, read: Callable[[str], Tensor], where: str) -> Iterator[Fragment]:
+    theirs = [read(name) for name in conversion.theirs]
+    try:
+        ours = conversion.to_ours(theirs)
+    except CheckpointError as error:  # of values, where a form knows no file
+        raise CheckpointError(f"{where}: {error}") from None
+    for name, value in ours.items():
         shape = conversion.ours[name]
         assert value.numel() == math.prod(shape), (name, value.shape, shape)
         yield Fragment(name=name, kind="weight", shape=shape, start=0, values=value.contiguous().flatten())

@@ -70,6 +70,14 @@ def image_side(num_positions: int, *, patch_size: int, where: str) -> int:
     return math.isqrt(num_positions) * patch_size
 
 
+def told_image_size(config: Mapping[str, Any]) -> int | None:
+    """The side of its images as timm's config.json tells it, a number or height and width; None where it tells none, or no square."""
+    told = (config.get("model_args") or {}).get("img_size") or ((config.get("pretrained_cfg") or {}).get("input_size") or [])[1:]
+    sides = set(told if isinstance(told, list) else [told])
+    side = sides.pop() if len(sides) == 1 else None
+    return side if isinstance(side, int) else None
+
+
 def is_square(number: int) -> bool:
     """Whether so many patches form a square grid."""
     return number > 0 and math.isqrt(number) ** 2 == number

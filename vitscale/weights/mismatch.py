@@ -17,7 +17,7 @@ def refuse_mismatch(*, expected: Mapping[str, Shape], found: Mapping[str, Shape]
     other = [name for name in expected if name in found and expected[name] != found[name]]
     if not (missing or extra or other):
         return
-    lines = [f"{where}: its tensors are not those of a plain ViT of this size{hint}:"]
+    lines = [f"{where}: its tensors are not those of the model that it seems to hold{hint}:"]
     lines += _listed("missing", missing, tail=lambda name: _near(name, extra))
     lines += _listed("unknown", extra, tail=lambda name: f": {_shown(found[name])}")
     lines += _listed("of another shape", other, tail=lambda name: f": {_shown(found[name])}, expected {_shown(expected[name])}")

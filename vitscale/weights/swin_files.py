@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitscale.config import CheckpointError
-from vitscale.weights.family import Described, Entry, Family, Settings, plain_entries, shape_of
+from vitscale.weights.family import Described, Entry, Family, Settings, plain_entries, shape_of, told_image_size
 from vitscale.weights.forms import Shape
 
 _TIMM_KERNEL = "patch_embed.proj.weight"
@@ -31,7 +31,7 @@ def _timm_entries(shapes: Mapping[str, Shape]) -> dict[str, Entry]:
 def _describe_timm(shapes: Mapping[str, Shape], *, settings: Settings, where: str) -> Described:
     config = settings.get("config.json", {})
     arguments = config.get("model_args") or {}
-    told = {**arguments, "image_size": arguments.get("img_size") or ((config.get("pretrained_cfg") or {}).get("input_size") or [None])[-1]}
+    told = {**arguments, "image_size": told_image_size(config)}
     named = re.search(r"window(\d+)", str(config.get("architecture", "")))
     if named and "window_size" not in told:
         told["window_size"] = int(named[1])

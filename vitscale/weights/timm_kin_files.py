@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitscale.weights.family import Described, Entry, Family, Settings, count_blocks, image_side, is_square, shape_of
+from vitscale.weights.family import Described, Entry, Family, Settings, count_blocks, image_side, is_square, shape_of, told_image_size
 from vitscale.weights.forms import Shape
 from vitscale.weights.rules import Layout
 from vitscale.weights.timm_files import IMAGENET, KERNEL, POOLING, count_registers, usual_heads
@@ -85,7 +85,7 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
         model["prefix_positions"] = class_row or not has_class
     else:
         model["positions"] = "none"
-        model |= _told_size(arguments, config)
+        model |= _told_size(config)
     if table is not None:
         is_shared = _TABLES[1] in shapes
         model["position_bias"] = {"kind": "relative", "shared": is_shared}
@@ -134,10 +134,10 @@ def _blocks(shapes: Mapping[str, Shape], *, where: str) -> dict[str, Any]:
     }
 
 
-def _told_size(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
+def _told_size(config: Mapping[str, Any]) -> dict[str, int]:
     """The size of images where no tensor tells it."""
-    told = arguments.get("img_size") or ((config.get("pretrained_cfg") or {}).get("input_size") or [None])[-1]
-    return {"image_size": int(told)} if isinstance(told, int) else {}
+    told = told_image_size(config)
+    return {} if told is None else {"image_size": told}
 
 
 def _side_of_table(num_entries: int) -> int:
