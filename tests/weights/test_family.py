@@ -10,6 +10,9 @@ from vitscale.weights.family import count_blocks, image_side, plain_entries, sha
 
 def test_blocks_are_counted_from_nought_without_a_gap() -> None:
     assert count_blocks(dict.fromkeys(["b.0.w", "b.1.w", "b.3.w"], (1,)), "b.{i}.w") == 2
+    assert count_blocks(dict.fromkeys(["b.0.w", "b.1.other"], (1,)), "b.{i}.w") == 2
+    assert count_blocks(dict.fromkeys(["b.1.w", "b.2.w"], (1,)), "b.{i}.w", first=1) == 2
+    assert count_blocks({"a": (1,)}, "b.{i}.w") == 0
 
 
 def test_the_image_is_a_square_of_patches() -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.weights.foreign import google_arrays, stacked, torch_state, write_npz
+from tests.weights.foreign import google_arrays, stacked, torch_state, write_npz, write_timm
 from vitscale.config import CheckpointError
 from vitscale.weights.recognise import Recognised, explain_names, recognise
 from vitscale.weights.sources import open_source
@@ -63,3 +63,11 @@ def test_other_architectures_are_named(tmp_path: Path) -> None:
     )
     assert explain_names(torch_state()) == ""
     assert explain_names(google_arrays(pre_logits=8)) == ""
+
+
+def test_a_settings_file_with_a_value_of_another_type_is_refused(tmp_path: Path) -> None:
+    write_timm(tmp_path / "timm", torch_state(), model_args={"num_heads": 4})
+    (tmp_path / "timm" / "config.json").write_text('{"model_args": [1]}')
+    source = open_source(tmp_path / "timm", files=(tmp_path / "timm" / "model.safetensors",), container="safetensors")
+    with pytest.raises(CheckpointError, match=r"config\.json holds a value of another type than its project writes"):
+        recognise(source)

@@ -127,6 +127,8 @@ def _sections(found: Recognised, *, overrides: Sequence[str], where: str) -> dic
         values["objective"] = {"kind": "supervised", **described.head}
     values = apply_overrides(values, overrides=overrides)
     assert isinstance(values, dict), "overrides keep a mapping one"
+    if not isinstance(values.get("model"), dict):
+        return values  # which is no configuration, as will be said
     needed = ("num_heads", "image_size", *(("window_size",) if values["model"].get("version") == 2 else ()))
     missing = [key for key in needed if key not in values["model"]]
     if missing:

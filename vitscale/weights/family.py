@@ -1,6 +1,7 @@
 """What a family of foreign files tells of itself: the seam between the recognition of a file and the layouts it may have."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,11 +95,11 @@ def shape_of(shapes: Mapping[str, Shape], name: str, *, num_dims: int, where: st
 
 
 def count_blocks(shapes: Mapping[str, Shape], pattern: str, *, first: int = 0) -> int:
-    """How many of `pattern`, whose `{i}` counts from `first`, there are."""
-    depth = 0
-    while pattern.format(i=depth + first) in shapes:
-        depth += 1
-    return depth
+    """How many blocks, counted from `first` without a gap, hold anything; `{i}` is the number in the name of one of its tensors. A block
+    that lacks this one is counted, so that it is told what it lacks."""
+    start = re.compile(re.escape(pattern.partition("{i}")[0]) + r"(\d+)[./]")
+    found = {int(match[1]) for match in map(start.match, shapes) if match}
+    return next(count for count in range(len(found) + 1) if first + count not in found)
 
 
 def resnet_stem(*, units: Sequence[int], width: int, epsilons: Epsilons, where: str) -> ResNetStemConfig:

@@ -61,7 +61,7 @@ def recognise(source: WeightSource, *, drop: Sequence[str] = ()) -> Recognised:
             f" {len(shapes)} tensors, such as {', '.join(list(shapes)[:4])}"
         )
     entries = {name: entry for name, entry in family.entries(shapes).items() if not _matches(name, drop)}
-    described = family.describe({name: entry.shape for name, entry in entries.items()}, settings=source.settings, where=str(source.path))
+    described = _describe(family, shapes={name: entry.shape for name, entry in entries.items()}, source=source)
     kept = {name: entry for name, entry in entries.items() if not _matches(name, (*_SET_ASIDE, *described.set_aside))}
     used = {entry.source for entry in kept.values()}
     return Recognised(
@@ -70,6 +70,18 @@ def recognise(source: WeightSource, *, drop: Sequence[str] = ()) -> Recognised:
         set_aside=tuple(theirs for name, theirs in unwrapped.items() if name not in used),
         described=described,
     )
+
+
+def _describe(family: Family, *, shapes: Mapping[str, Shape], source: WeightSource) -> Described:
+    try:
+        return family.describe(shapes, settings=source.settings, where=str(source.path))
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        if not source.settings:
+            raise  # the shapes are checked where they are used
+        files = " or ".join(source.settings)
+        raise CheckpointError(
+            f"{source.path}: {files} holds a value of another type than its project writes ({error}); take the file as it was published"
+        ) from error
 
 
 def explain_names(names: Iterable[str]) -> str:
