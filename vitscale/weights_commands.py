@@ -72,7 +72,7 @@ def import_(
     """Make a checkpoint of another project's weights, for init_from, evaluate and export.
 
     Reads vit_jax and big_vision .npz, and what timm, Hugging Face and the authors keep of ViT, DeiT, BEiT, MAE, DINOv2, DINOv3, EVA-02,
-    SigLIP, Swin and SwinV2. The same image is given to the model here and to
+    SigLIP, Swin, SwinV2 and Hiera. The same image is given to the model here and to
     the project's formulas, and its library where that is installed; a larger difference of outputs than --tolerance is refused.
     """
     with present_errors(debug=debug):

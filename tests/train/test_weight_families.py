@@ -32,6 +32,9 @@ SWIN = {
     "window_padding": "after_shift",
 }  # fmt: skip
 
+HIERA = {"kind": "hiera", "image_size": 32, "width": 16, "depths": [1, 2], "num_heads": 1}
+TWO_TABLES = {"window_positions": True, "position_grid": 3, "layer_scale": 0.1, "shortcut": "concatenate", "resampling": "timm"}
+
 CASES: dict[str, tuple[Format, str, dict[str, Any]]] = {
     "timm, ViT": ("timm", "timm", {}),
     "timm, DeiT III": ("timm", "timm", {"prefix_positions": False, "layer_scale": 1e-6}),
@@ -58,6 +61,8 @@ CASES: dict[str, tuple[Format, str, dict[str, Any]]] = {
     "timm, DINOv3 gated": ("timm", "timm_eva", {**DINOV3, "mlp": "swiglu", "num_classes": 0}),
     "timm, Swin": ("timm", "timm_swin", SWIN),
     "timm, SwinV2": ("timm", "timm_swin", {**SWIN, "version": 2, "pretrained_window_sizes": [3, 2]}),
+    "timm, Hiera": ("timm", "timm_hiera", {"sizes": HIERA, "resampling": "timm"}),
+    "timm, Hiera, two tables": ("timm", "timm_hiera", {"sizes": HIERA, **TWO_TABLES}),
     "hf, BEiT": ("hf", "hf_beit", BEIT),
     "hf, BEiT, one table": ("hf", "hf_beit", {**BEIT, "position_bias": {"kind": "relative", "shared": True}, "num_classes": 0}),
     "hf, DINOv3": ("hf", "hf_dinov3_vit", {**DINOV3, "num_classes": 0}),

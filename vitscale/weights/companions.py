@@ -40,7 +40,7 @@ def _timm_config(model: HeldConfig, *, layout: Layout, num_classes: int) -> dict
 
 
 def _classifiers(model: HeldConfig) -> str | list[str]:
-    if model.kind == "swin":
+    if model.kind != "vit":
         return "head.fc"
     return ["head", "head_dist"] if model.shape.is_distilled else "head"
 

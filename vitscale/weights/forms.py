@@ -21,7 +21,8 @@ class Sizes:
     `num_channels` are those that patches are cut from, of the image or of a stem's features; `stem_units` the units of each stage of a
     ResNet stem (None: there is none), `stage_depths` the blocks of each stage. `own_row` and `their_row` say whether the table of
     positions has a row for the class token, here and there; `is_gated` whether the MLP is, `is_pooled_norm` whether the final norm
-    comes after pooling. `is_split_mlp` and `is_split_qkv`: both halves of a gated MLP, and queries, keys and values, are apart there.
+    comes after pooling, `has_two_tables` whether there are positions within mask units. `is_split_mlp` and `is_split_qkv`: both halves
+    of a gated MLP, and queries, keys and values, are apart there.
     """
 
     num_channels: int
@@ -30,6 +31,7 @@ class Sizes:
     their_row: bool = True
     is_gated: bool = False
     is_pooled_norm: bool = False
+    has_two_tables: bool = False
     is_split_mlp: bool = False
     is_split_qkv: bool = False
     stage_depths: tuple[int, ...] = ()
@@ -85,6 +87,16 @@ def _flatten(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
 
 def _transpose(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
     return [values[0].T]
+
+
+def _to_map(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    """(1, N, D) to (1, D, rows, columns)."""
+    side = math.isqrt(values[0].shape[1])
+    return [values[0].transpose(1, 2).unflatten(2, (side, side))]
+
+
+def _from_map(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].flatten(2).transpose(1, 2)]
 
 
 def _squeeze(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
@@ -201,6 +213,7 @@ KERNEL_HWIO = Form(to_theirs=_kernel_to_hwio, to_ours=_kernel_from_hwio)
 FLAT = Form(to_theirs=_same, to_ours=_flatten, in_order=True)
 """A vector, which may have axes of length 1 before it."""
 TRANSPOSED = Form(to_theirs=_transpose, to_ours=_transpose)
+AS_MAP = Form(to_theirs=_to_map, to_ours=_from_map)
 WITHOUT_BATCH = Form(to_theirs=_squeeze, to_ours=_unsqueeze, in_order=True)
 PER_HEAD = Form(to_theirs=_to_scales, to_ours=_flatten, in_order=True)
 OUT_KERNEL = Form(to_theirs=_to_out_kernel, to_ours=_from_out_kernel)

@@ -13,6 +13,7 @@ def hf_config(model: HeldConfig, *, layout: Layout, num_classes: int) -> dict[st
     """Its content for a model that the layout holds, with a classifier of so many classes or (0) without."""
     if isinstance(model, SwinConfig):
         return _swin(model, layout=layout, num_classes=num_classes)
+    assert isinstance(model, ViTConfig), "the layouts of Hugging Face hold no other kind"
     shape = model.shape
     common = {
         "model_type": layout.removeprefix("hf_"),

@@ -118,7 +118,9 @@ def _timm_model(model: HeldConfig, *, layout: Layout, num_classes: int, class_ro
     norm = nn.RMSNorm if model.kind == "vit" and model.norm == "rms" else nn.LayerNorm
     arguments: dict[str, Any] = timm_arguments(model, layout=layout, class_row=class_row) | {"num_classes": num_classes}
     arguments |= {"norm_layer": partial(norm, eps=model.layer_norm_eps), **changes}
-    if model.kind == "swin":
+    if model.kind == "hiera":
+        family = models.hiera.Hiera
+    elif model.kind == "swin":
         family = models.swin_transformer.SwinTransformer if model.version == 1 else models.swin_transformer_v2.SwinTransformerV2
     elif isinstance(model.stem, ResNetStemConfig):
         family = partial(load_library("timm").create_model, timm_architecture(model, layout=layout))

@@ -13,12 +13,13 @@ from vitscale.weights.forms import Shape
 from vitscale.weights.google_files import GOOGLE
 from vitscale.weights.hf_dinov3_files import HF_DINOV3
 from vitscale.weights.hf_files import HF
+from vitscale.weights.hiera_files import TIMM_HIERA
 from vitscale.weights.sources import WeightSource
 from vitscale.weights.swin_files import HF_SWIN, TIMM_SWIN
 from vitscale.weights.timm_files import TIMM
 from vitscale.weights.timm_kin_files import TIMM_KIN
 
-FAMILIES: tuple[Family, ...] = (GOOGLE, HF_SWIN, HF_DINOV3, HF, TIMM_SWIN, TIMM_KIN, TIMM)
+FAMILIES: tuple[Family, ...] = (GOOGLE, HF_SWIN, HF_DINOV3, HF, TIMM_SWIN, TIMM_HIERA, TIMM_KIN, TIMM)
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 """What programs put before every name."""

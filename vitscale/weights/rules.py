@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from typing import Literal
 
-from vitscale.models import SwinConfig, ViTConfig
+from vitscale.models import HieraConfig, SwinConfig, ViTConfig
 from vitscale.weights.forms import Sizes
+from vitscale.weights.hiera_rules import timm_hiera
 from vitscale.weights.kin_rules import hf_beit, hf_dinov3, timm_beit, timm_eva
 from vitscale.weights.rule import Rule
 from vitscale.weights.swin_rules import hf_swin, hf_swinv2, timm_swin
 from vitscale.weights.vit_rules import big_vision, hf_dinov2, hf_siglip, hf_vit, timm, vit_jax
 
 Layout = Literal[
-    "timm", "timm_beit", "timm_eva", "timm_swin",
+    "timm", "timm_beit", "timm_eva", "timm_swin", "timm_hiera",
     "hf_vit", "hf_deit", "hf_dinov2", "hf_dinov2_with_registers", "hf_siglip", "hf_beit", "hf_dinov3_vit", "hf_swin", "hf_swinv2",
     "vit_jax", "big_vision",
 ]  # fmt: skip
 
-HeldConfig = ViTConfig | SwinConfig
+HeldConfig = ViTConfig | SwinConfig | HieraConfig
 """The kinds of models that a layout may hold."""
 
 
@@ -30,6 +31,7 @@ _RULES: dict[Layout, Callable[[Sizes], list[Rule]]] = {
     "timm_beit": timm_beit,
     "timm_eva": timm_eva,
     "timm_swin": timm_swin,
+    "timm_hiera": timm_hiera,
     "hf_vit": lambda _: hf_vit("vit", "classifier"),
     "hf_deit": lambda _: hf_vit("deit", "cls_classifier", "distillation_classifier"),
     "hf_dinov2": lambda sizes: hf_dinov2("dinov2", sizes),

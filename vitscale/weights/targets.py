@@ -16,7 +16,7 @@ from vitscale.weights.rules import HeldConfig, Layout
 Format = Literal["timm", "hf", "vit_jax", "big_vision"]
 
 LAYOUTS: dict[Format, tuple[Layout, ...]] = {
-    "timm": ("timm", "timm_beit", "timm_eva", "timm_swin"),
+    "timm": ("timm", "timm_beit", "timm_eva", "timm_swin", "timm_hiera"),
     "hf": (
         "hf_vit", "hf_deit", "hf_dinov2", "hf_dinov2_with_registers", "hf_siglip", "hf_beit", "hf_dinov3_vit", "hf_swin", "hf_swinv2",
     ),
@@ -37,6 +37,13 @@ _ANYWHERE: dict[str, frozenset[str]] = {
         {
             "kind", "variant", "patch_size", "image_size", "num_channels", "num_heads", "width", "depths", "mlp_ratio", "window_size",
             "layer_norm_eps", "image_mean", "image_std", "resampling", "stochastic_depth", "pretrained_window_sizes",
+        }
+    ),
+    "hiera": frozenset(
+        {
+            "kind", "variant", "patch_size", "image_size", "num_channels", "num_heads", "width", "depths", "mlp_ratio", "window_stages",
+            "shortcut", "window_positions", "position_grid", "layer_scale", "gelu", "layer_norm_eps", "image_mean", "image_std",
+            "resampling", "stochastic_depth", "patch_dropout",
         }
     ),
 }  # fmt: skip
@@ -93,14 +100,12 @@ def choose_layout(model: ModelConfig, *, target: Format, num_classes: int, has_p
     """
 
     def problems(target: Format) -> dict[Layout, str | None]:
-        if isinstance(model, HieraConfig):
-            return {}
         same_kind = [layout for layout in LAYOUTS[target] if _ROOMS[layout].kind == model.kind]
         return {layout: _problem(model, layout=layout, num_classes=num_classes, has_pre_logits=has_pre_logits) for layout in same_kind}
 
     found = problems(target)
     chosen = next((layout for layout, problem in found.items() if problem is None), None)
-    if chosen is not None and not isinstance(model, HieraConfig):
+    if chosen is not None:
         return chosen, model
     others = [other for other in LAYOUTS if None in problems(other).values()]
     shown = "; ".join(f"{layout}: {problem}" for layout, problem in found.items()) or f"it has no model of kind {model.kind}"
@@ -109,7 +114,7 @@ def choose_layout(model: ModelConfig, *, target: Format, num_classes: int, has_p
 
 def check_layout(model: ModelConfig, *, layout: Layout, num_classes: int, where: str) -> HeldConfig:
     """`model`, which was read off a file of that layout and changed by overrides. Raises `CheckpointError` unless it still holds it."""
-    if isinstance(model, HieraConfig) or _ROOMS[layout].kind != model.kind:
+    if _ROOMS[layout].kind != model.kind:
         raise CheckpointError(f"{where}: its tensors are those of kind {_ROOMS[layout].kind}, and model.kind makes it {model.kind}")
     problem = _problem(model, layout=layout, num_classes=num_classes, has_pre_logits=False)
     if problem is not None:
@@ -119,6 +124,8 @@ def check_layout(model: ModelConfig, *, layout: Layout, num_classes: int, where:
 
 def sizes_of(model: HeldConfig, *, their_row: bool, is_split_mlp: bool = False, is_split_qkv: bool = False) -> Sizes:
     """What the shapes of its tensors do not tell; what is split, a file tells."""
+    if isinstance(model, HieraConfig):
+        return Sizes(num_channels=model.num_channels, num_heads=1, has_two_tables=model.window_positions)
     if isinstance(model, SwinConfig):
         return Sizes(num_channels=model.num_channels, num_heads=1, stage_depths=tuple(stage.depth for stage in model.shape.stages))
     shape = model.shape
@@ -138,7 +145,7 @@ def sizes_of(model: HeldConfig, *, their_row: bool, is_split_mlp: bool = False, 
 
 def has_class_row(model: HeldConfig, *, layout: Layout) -> bool:
     """Whether the table of positions that is written has a row for the class token."""
-    if isinstance(model, SwinConfig):
+    if not isinstance(model, ViTConfig):
         return False
     if layout == "big_vision":
         return False  # it adds positions before the class token comes in front, which so has none of its own
@@ -183,7 +190,7 @@ def _problem(model: HeldConfig, *, layout: Layout, num_classes: int, has_pre_log
         if name not in _ANYWHERE[model.kind] and value not in allowed:
             return f"model.{name} is {_shown(value)}, and it knows {' and '.join(map(_shown, allowed))}"
     # Where GELU is not in the file, the program has one form.
-    if model.gelu == "tanh" and layout in ("timm_beit", "timm_eva", "timm_swin"):
+    if model.gelu == "tanh" and layout in ("timm_beit", "timm_eva", "timm_swin", "timm_hiera"):
         return "model.gelu is tanh, and it knows the exact one"
     if model.image_size % model.shape.patch_size:
         return f"its images are whole patches, and model.image_size {model.image_size} is none of model.patch_size {model.shape.patch_size}"
@@ -317,6 +324,7 @@ _ROOMS: dict[Layout, _Room] = {
     "timm_beit": _Room(settings=_BEIT, problem=_pooled_as_beit),
     "timm_eva": _Room(settings=_TIMM_EVA, problem=_eva_problem),
     "timm_swin": _Room(kind="swin", settings={**_SWIN, "version": (1, 2)}, problem=_padded_as("after_shift")),
+    "timm_hiera": _Room(kind="hiera", settings={}),
     "hf_vit": _Room(settings=_HF),
     "hf_deit": _Room(settings={**_HF, "distillation_token": (True,), "prefix_positions": (True,)}),
     "hf_dinov2": _Room(settings=_DINOV2, problem=_dinov2_problem),

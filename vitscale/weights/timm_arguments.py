@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitscale.models import SwinConfig, ViTConfig
+from vitscale.models import HieraConfig, SwinConfig, ViTConfig
 from vitscale.nn.relative_bias import RelativeBiasConfig
 from vitscale.nn.resnet_stem import ResNetStemConfig
 from vitscale.nn.rope import Dinov3RopeConfig, Eva02RopeConfig
@@ -13,6 +13,8 @@ from vitscale.weights.targets import timm_hybrid
 def timm_arguments(model: HeldConfig, *, layout: Layout, class_row: bool) -> dict[str, Any]:
     """The arguments of the class that the layout is of. `class_row` says whether the table of positions has a row for the class
     token."""
+    if isinstance(model, HieraConfig):
+        return _hiera(model)
     if isinstance(model, SwinConfig):
         return _swin(model)
     common = _sizes(model)
@@ -25,6 +27,8 @@ def timm_arguments(model: HeldConfig, *, layout: Layout, class_row: bool) -> dic
 
 def timm_architecture(model: HeldConfig, *, layout: Layout) -> str:
     """A name that timm has registered for a model whose parts are classes and so no argument in JSON; its sizes are of no effect."""
+    if isinstance(model, HieraConfig):
+        return "hiera_tiny_224"
     if isinstance(model, SwinConfig):
         return "swin_tiny_patch4_window7_224" if model.version == 1 else "swinv2_tiny_window8_256"
     if layout == "timm_beit":
@@ -126,4 +130,28 @@ def _swin(model: SwinConfig) -> dict[str, Any]:
         "window_size": model.window_size or (7 if model.version == 1 else 8),
         "mlp_ratio": model.mlp_ratio,
         **pretrained,
+    }
+
+
+def _hiera(model: HieraConfig) -> dict[str, Any]:
+    shape = model.shape
+    widths = [spec.width for spec in shape.specs]
+    depths = [widths.count(width) for width in sorted(set(widths))]
+    return {
+        "img_size": [shape.image_size, shape.image_size],
+        "in_chans": shape.num_channels,
+        "embed_dim": widths[0],
+        "num_heads": shape.specs[0].num_heads,
+        "stages": depths,
+        "q_pool": shape.num_poolings,
+        "mask_unit_size": [shape.unit_side, shape.unit_side],
+        "mask_unit_attn": [stage < model.window_stages for stage in range(len(depths))],
+        "use_expand_proj": model.shortcut == "project",
+        "patch_kernel": [shape.kernel_side, shape.kernel_side],
+        "patch_stride": [shape.patch_stride, shape.patch_stride],
+        "patch_padding": [shape.kernel_side // 2, shape.kernel_side // 2],
+        "mlp_ratio": model.mlp_ratio,
+        "init_values": model.layer_scale,
+        "abs_win_pos_embed": model.window_positions,
+        "global_pos_size": [model.position_grid or shape.grid] * 2,
     }
