@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import (
     BeitConfig,
     BeitModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
     Dinov2Config,
@@ -368,6 +370,12 @@ def _siglip(ours: Supervised) -> Oracle:
     return Oracle(model, ours, rules=_SIGLIP, pooled=lambda image: model(image, interpolate_pos_encoding=True).pooler_output)
 
 
+def _clip(ours: Supervised) -> Oracle:
+    model = CLIPVisionModel(CLIPVisionConfig(**_HF_SIZES | {"layer_norm_eps": 1e-5}, **_HF_MLP)).eval()
+    rules = (("^cls_token", "embeddings.class_embedding"), ("^embedding_norm", "pre_layrnorm"), *_SIGLIP)
+    return Oracle(model, ours, rules=rules, pooled=lambda image: model(image, interpolate_pos_encoding=True).pooler_output)
+
+
 def _siglip_2(ours: Supervised) -> Oracle:
     model = Siglip2VisionModel(Siglip2VisionConfig(**_HF_SIZES, **_HF_MLP, num_patches=16)).eval()
 
@@ -408,6 +416,7 @@ _DINO_V3 = {
     "rotary": {"kind": "dinov3"},
 }
 _SIGLIP_2 = {"pooling": "map", "gelu": "tanh"}
+_CLIP = {"gelu": "quick", "embedding_norm": True, "patch_bias": False, "layer_norm_eps": 1e-5}
 _MIXED = {"positions": "none", "rotary": {"kind": "mixed"}}
 _SAM = {"pooling": "mean", "window": 3, "global_blocks": [1], "position_bias": {"kind": "decomposed"}}
 
@@ -461,6 +470,9 @@ FAMILIES: tuple[Family, ...] = (
     _timm_family("SigLIP 2", **_SIGLIP_2),
     _transformers("SigLIP 2", _siglip_2, **_SIGLIP_2, resampling="siglip2"),
     _transformers("SigLIP 2, fixed size", _siglip, **_SIGLIP_2, resampling="hf"),
+    _timm_family("CLIP", **_CLIP, resampling="open_clip"),
+    _transformers("CLIP", _clip, **_CLIP, resampling="hf"),
+    _timm_family("OpenCLIP", **_CLIP | {"gelu": "exact"}, resampling="open_clip"),
     Family(name="EVA-02", project="timm", values=_EVA_02, oracle=_eva_02),
     Family(name="SAM, ViTDet", project="timm", values=_SAM, oracle=_sam),
     Family(name="RoPE-Mixed", project="timm", values=_MIXED, oracle=_rope_mixed),

@@ -60,7 +60,8 @@ def timm_model(config: ViTConfig, *, num_classes: int) -> VisionTransformer:
         # timm counts gate and value as the hidden width.
         "mlp_ratio": shape.mlp_width * (2 if is_gated else 1) / shape.width,
         "mlp_layer": SwiGLUPacked if is_gated else Mlp,
-        "act_layer": nn.SiLU if is_gated else partial(nn.GELU, approximate="none" if config.gelu == "exact" else "tanh"),
+        "act_layer": "silu" if is_gated else {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}[config.gelu],
+        "pre_norm": config.embedding_norm,
         "norm_layer": partial(nn.LayerNorm if config.norm == "layer" else nn.RMSNorm, eps=config.layer_norm_eps),
         "class_token": shape.class_token,
         "no_embed_class": not config.prefix_positions,
@@ -78,7 +79,7 @@ def timm_model(config: ViTConfig, *, num_classes: int) -> VisionTransformer:
 
 
 def _timm_name(name: str) -> str:
-    name = name.removeprefix("backbone.").replace("patch_embed.", "patch_embed.proj.")
+    name = name.removeprefix("backbone.").replace("patch_embed.", "patch_embed.proj.").replace("embedding_norm.", "norm_pre.")
     return name.replace("head.fc.", "head.").replace("head_dist.fc.", "head_dist.")
 
 

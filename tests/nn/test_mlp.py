@@ -1,5 +1,6 @@
 import pytest
 import torch
+from timm.layers import QuickGELU
 from torch import nn
 from transformers import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2SwiGLUFFN
@@ -13,6 +14,20 @@ def test_is_linear_gelu_linear(gelu: str, approximate: str) -> None:
     mlp = materialise(Mlp(width=6, hidden_width=10, gelu=gelu), seed=0)
     x_BND = 2 * torch.randn(2, 3, 6)
     assert torch.equal(mlp(x_BND), nn.Sequential(mlp.fc1, nn.GELU(approximate=approximate), mlp.fc2)(x_BND))
+
+
+def test_the_quick_form_equals_timms_and_keeps_as_much_for_backward() -> None:
+    kept = {}
+    for gelu in ("quick", "exact"):
+        mlp = materialise(Mlp(width=6, hidden_width=10, gelu=gelu), seed=0)
+        sizes: list[int] = []
+        x_BND = 2 * torch.randn(2, 3, 6)
+        with torch.autograd.graph.saved_tensors_hooks(lambda value, sizes=sizes: sizes.append(value.numel()) or value, lambda value: value):
+            ours_BND = mlp(x_BND)
+        kept[gelu] = sum(sizes)
+        act = QuickGELU() if gelu == "quick" else nn.GELU()
+        torch.testing.assert_close(ours_BND, nn.Sequential(mlp.fc1, act, mlp.fc2)(x_BND), rtol=1e-6, atol=1e-6)
+    assert kept["quick"] == kept["exact"]
 
 
 def test_the_two_forms_differ() -> None:

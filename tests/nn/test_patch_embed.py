@@ -12,6 +12,12 @@ def test_equals_a_strided_convolution_on_a_grid_that_is_not_square() -> None:
     torch.testing.assert_close(embed(image_BCHW), convolved_BDGG.flatten(2).transpose(1, 2))
 
 
+def test_there_may_be_no_bias() -> None:
+    embed = materialise(PatchEmbed(num_channels=3, patch_size=4, width=10, has_bias=False), seed=0)
+    assert [name for name, _ in embed.named_parameters()] == ["weight"]
+    assert torch.equal(embed(torch.zeros(1, 3, 8, 8)), torch.zeros(1, 4, 10))
+
+
 def test_unfolds_row_by_row_and_channel_first() -> None:
     image_BCHW = torch.arange(2 * 4 * 6).reshape(1, 2, 4, 6)
     patches = unfold_patches(image_BCHW, patch_size=2)

@@ -140,6 +140,16 @@ def test_what_a_block_keeps_for_backward_is_what_is_counted(changes: dict) -> No
     assert estimated_bytes(config.shape.blocks[0], batch=batch) == pytest.approx(kept_bytes, rel=0.05)
 
 
+def test_a_norm_of_the_embedded_tokens_keeps_them_for_backward() -> None:
+    sizes = {"variant": "mu/2", "width": 64, "mlp_width": 256, "image_size": 16, "pooling": "mean"}
+    elements = []
+    for has_norm in (False, True):
+        config = ViTConfig.model_validate({**sizes, "embedding_norm": has_norm})
+        size = ModelSize(num_parameters=0, blocks=config.shape.blocks, embedding_norm=config.shape.embedding_norm)
+        elements.append(estimate(size, precision="fp32", micro_batch=1).activations)
+    assert elements[1] - elements[0] == 4 * 64 * 64
+
+
 SWIN = {"image_size": 32, "patch_size": 2, "width": 32, "depths": (2, 1), "num_heads": (2, 4), "window_size": 4}
 HIERA = {"image_size": 32, "patch_size": 2, "width": 32, "depths": (1, 1, 1), "num_heads": 2, "window_stages": 1}
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.train.tiny_run import tiny_config
 from tests.weights import foreign
-from tests.weights.foreign import google_arrays, stacked, torch_state, write_hugging_face, write_npz, write_timm
+from tests.weights.foreign import google_arrays, open_clip_state, stacked, torch_state, write_hugging_face, write_npz, write_timm
 from vitscale import api
 from vitscale.checkpoint.discover import resolve_checkpoint
 from vitscale.checkpoint.reader import CheckpointReader
@@ -53,6 +53,19 @@ def test_google_files_give_googles_and_timms_logits(tmp_path: Path, case: str) -
     found = deltas(imported)
     assert set(found) == ({f"the formulas of {imported.layout}"} | (set() if options.get("pre_logits") else {"timm"}))
     assert max(found.values()) <= 1e-6
+
+
+def test_image_towers_of_open_clip_give_timms_embeddings(tmp_path: Path) -> None:
+    state = open_clip_state()
+    save_file({f"module.{name}": value for name, value in state.items()}, tmp_path / "weights.safetensors")
+    imported = import_weights(tmp_path / "weights.safetensors", tmp_path / "out", overrides=(HEADS, "model.gelu=quick"))
+    found = deltas(imported)
+    assert set(found) == {"the formulas of open_clip", "timm"}
+    assert max(found.values()) <= 1e-6
+    assert len(imported.set_aside) == 6  # the text tower and the scale
+    head = tensors(tmp_path / "out")
+    assert torch.equal(head["head.fc.weight"], state["visual.proj"].T)
+    assert not head["head.fc.bias"].any()
 
 
 def test_fixed_positions_are_in_no_file(tmp_path: Path) -> None:

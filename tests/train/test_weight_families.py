@@ -27,6 +27,7 @@ DINOV3 = {
     "positions": "none", "rotary": {"kind": "dinov3"}, "qkv_bias": "no_key", "layer_scale": 1e-5, "num_registers": 2,
     "layer_norm_eps": 1e-5,
 }  # fmt: skip
+CLIP = {"gelu": "quick", "embedding_norm": True, "patch_bias": False, "layer_norm_eps": 1e-5}
 SWIN = {
     "sizes": {"kind": "swin", "image_size": 24, "patch_size": 4, "width": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 3},
     "window_padding": "after_shift",
@@ -53,6 +54,8 @@ CASES: dict[str, tuple[Format, str, dict[str, Any]]] = {
     "hf, DINOv2 with registers": ("hf", "hf_dinov2_with_registers", {"layer_scale": 1e-5, "num_registers": 3}),
     "hf, SigLIP": ("hf", "hf_siglip", {"pooling": "map", "gelu": "tanh", "num_classes": 0}),
     "hf, SigLIP classifier": ("hf", "hf_siglip", {"pooling": "mean"}),
+    "timm, CLIP": ("timm", "timm", CLIP),
+    "hf, CLIP": ("hf", "hf_clip", {**CLIP, "num_classes": 0}),
     "timm, BEiT": ("timm", "timm_beit", BEIT),
     "timm, BEiT, one table": ("timm", "timm_beit", {**BEIT, "position_bias": {"kind": "relative", "shared": True}}),
     "timm, EVA-02 S": ("timm", "timm_eva", EVA),
@@ -85,7 +88,7 @@ def test_out_and_back(tmp_path: Path, case: str) -> None:
     ran = {comparison.against for comparison in exported.comparisons if comparison.skipped is None}
     library = "transformers" if target == "hf" else "timm"
     assert library in ran, "the library itself ran what was written"
-    assert f"the formulas of {layout}" in ran or layout not in ("timm", "hf_vit", "hf_siglip", *GOOGLE)
+    assert f"the formulas of {layout}" in ran or layout not in ("timm", "hf_vit", "hf_siglip", "hf_clip", *GOOGLE)
     assert all(comparison.within(1e-6) for comparison in exported.comparisons), exported.comparisons
     source = exported.folder / "model.npz" if target in GOOGLE else exported.folder
     imported = api.import_weights(source, tmp_path / "back")

@@ -85,6 +85,29 @@ def torch_state(*, pooling: str = "cls", num_classes: int = CLASSES) -> dict[str
     return {name: torch.randn(value.shape, generator=generator) * 0.3 for name, value in model.state_dict().items()}
 
 
+def open_clip_state() -> dict[str, Tensor]:
+    """A CLIP with open_clip's names: an image tower, and what there is beside it."""
+    block = {
+        "ln_1.weight": (WIDTH,), "ln_1.bias": (WIDTH,), "ln_2.weight": (WIDTH,), "ln_2.bias": (WIDTH,),
+        "attn.in_proj_weight": (3 * WIDTH, WIDTH), "attn.in_proj_bias": (3 * WIDTH,),
+        "attn.out_proj.weight": (WIDTH, WIDTH), "attn.out_proj.bias": (WIDTH,),
+        "mlp.c_fc.weight": (MLP, WIDTH), "mlp.c_fc.bias": (MLP,), "mlp.c_proj.weight": (WIDTH, MLP), "mlp.c_proj.bias": (WIDTH,),
+    }  # fmt: skip
+    tower: dict[str, tuple[int, ...]] = {
+        "class_embedding": (WIDTH,), "positional_embedding": (GRID**2 + 1, WIDTH), "proj": (WIDTH, CLASSES),
+        "conv1.weight": (WIDTH, CHANNELS, PATCH, PATCH),
+        **{f"{norm}.{leaf}": (WIDTH,) for norm in ("ln_pre", "ln_post") for leaf in ("weight", "bias")},
+        **{f"transformer.resblocks.{index}.{name}": shape for index in range(DEPTH) for name, shape in block.items()},
+    }  # fmt: skip
+    text: dict[str, tuple[int, ...]] = {
+        "transformer.resblocks.0.ln_1.weight": (8,), "token_embedding.weight": (9, 8), "positional_embedding": (4, 8),
+        "ln_final.weight": (8,), "text_projection": (8, CLASSES), "logit_scale": (),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"visual.{name}": shape for name, shape in tower.items()} | text
+    return {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+
+
 def write_timm(folder: Path, state: dict[str, Tensor], *, model_args: dict[str, Any] | None = None) -> Path:
     """A folder as timm saves one for the hub."""
     folder.mkdir(parents=True)

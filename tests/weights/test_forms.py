@@ -16,6 +16,7 @@ CASES: dict[str, tuple[Form, list[Shape]]] = {
     "without batch": (forms.WITHOUT_BATCH, [(1, 3, 5)]),
     "out kernel": (forms.OUT_KERNEL, [(8, 8)]),
     "class and mean": (forms.CLASS_AND_MEAN, [(5, 8)]),
+    "as vector": (forms.AS_VECTOR, [(1, 1, 5)]),
     "stacked": (forms.stacked(3), [(6, 2)]),
     "split": (forms.split_at(1, 2), [(2, 3), (4, 3)]),
     "head kernels": (forms.head_kernels(2), [(16, 8)]),

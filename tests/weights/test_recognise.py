@@ -58,8 +58,8 @@ def test_other_architectures_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none of vit_jax's.*decomposed relative positions, such as SAM"):
         safetensors(tmp_path / "w.safetensors", state)
     assert (
-        explain_names(["ln_pre.weight", "rope.freqs"])
-        == " (it looks like a tower of CLIP, with a norm before the blocks and a model with mixed rotary positions)"
+        explain_names(["visual.trunk.weight", "rope.freqs"])
+        == " (it looks like a tower of CLIP that is no plain ViT and a model with mixed rotary positions)"
     )
     assert explain_names(torch_state()) == ""
     assert explain_names(google_arrays(pre_logits=8)) == ""

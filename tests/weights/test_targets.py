@@ -73,3 +73,15 @@ def test_dinov2_computes_the_hidden_width_from_a_whole_number() -> None:
     assert dinov2_ratio(giant) == 4
     assert dinov2_ratio(model(mlp_width=128)) == 4
     assert dinov2_ratio(model(mlp_width=48)) is None
+
+
+def test_towers_of_clip_go_where_there_is_a_norm_before_the_blocks() -> None:
+    clip = model(embedding_norm=True, patch_bias=False, gelu="quick")
+    assert chosen(clip, "timm") == "timm"
+    assert chosen(clip, "hf", num_classes=0) == "hf_clip"
+    with pytest.raises(CheckpointError, match="hf_clip: its classifier takes the mean of the patches"):
+        chosen(clip, "hf")
+    with pytest.raises(CheckpointError, match=r"its patches have a bias where tokens are not normalised before the blocks"):
+        chosen(model(patch_bias=False), "timm")
+    with pytest.raises(CheckpointError, match=r"model\.patch_bias is False, and it knows True"):
+        chosen(clip, "vit_jax")

@@ -109,10 +109,11 @@ _BEIT = {
     "norm_place": "pooled",
     "resampling": "beit",
 }
-_CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+_CLIP_TOWER = {**CLIP, "embedding_norm": True, "patch_bias": False, "layer_norm_eps": 1e-5, "resampling": "open_clip"}
 # Rotated by the coordinates of 224 pixels, whatever the size of the image.
 _EVA_02 = {
-    **_CLIP,
+    **CLIP,
     "mlp": "swiglu",
     "rotary": Eva02RopeConfig(pretrained_grid=16),
     "qkv_bias": "no_key",
@@ -185,6 +186,13 @@ MODELS_BY_NAME: dict[str, Model] = {
     **{f"EVA-02-{size}": Model(size=SIZES[size], patch_sizes=(14,), settings=_EVA_02) for size in ("Ti", "S")},
     "EVA-02-B": Model(size=SIZES["B"], patch_sizes=(14,), settings={**_EVA_02, "mlp_norm": True}),
     "EVA-02-L": Model(size=SIZES["L"], patch_sizes=(14,), settings={**_EVA_02, "mlp_norm": True, "mlp_width": 2730}),
+    # Radford et al. 2021; openai/CLIP, clip/model.py. Cherti et al. 2023; mlfoundations/open_clip, src/open_clip/transformer.py and
+    # model_configs. The image towers without the projection; those of open_clip are the ones with exact GELU, G is its bigG.
+    **{
+        f"{name}-{size}": Model(size=SIZES[size], patch_sizes=patches, settings={**_CLIP_TOWER, "gelu": gelu})
+        for name, gelu, sizes in (("CLIP", "quick", ("B", "L")), ("OpenCLIP", "exact", ("B", "L", "H", "g", "G")))
+        for size, patches in ((size, (32, 16) if size == "B" else (14,)) for size in sizes)
+    },
     # Kirillov et al. 2023 and Li et al. 2022 (ViTDet): facebookresearch/segment-anything, build_sam.py, and detectron2,
     # projects/ViTDet. The encoders without neck and pyramid; how their tokens are pooled is free.
     **{

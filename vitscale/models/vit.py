@@ -61,7 +61,9 @@ class ViT(Backbone):
         self.patch_dropout = config.patch_dropout
         self.stem_stride = config.stem.stride
         self.stem = config.stem.build(num_channels=shape.num_channels)
-        self.patch_embed = PatchEmbed(num_channels=shape.kernel_channels, patch_size=shape.kernel_side, width=shape.width)
+        self.patch_embed = PatchEmbed(
+            num_channels=shape.kernel_channels, patch_size=shape.kernel_side, width=shape.width, has_bias=config.patch_bias
+        )
         self.cls_token = _tokens(int(shape.class_token), width=shape.width)
         self.dist_token = _tokens(int(shape.is_distilled), width=shape.width)
         self.reg_token = _tokens(shape.num_registers, width=shape.width)
@@ -75,6 +77,7 @@ class ViT(Backbone):
             self.factorised_positions = FactorisedPositions(grid=Grid(rows=shape.grid, columns=shape.grid), width=shape.width)
         elif config.positions != "none":
             self.fixed_positions = FixedPositions(config.positions, width=shape.width, class_token=False)
+        self.embedding_norm = norm_layer(config.norm, width=shape.width, eps=config.layer_norm_eps) if config.embedding_norm else None
         self.rope = _axial_rope(config)
         self.shared_position_bias = _shared_position_bias(config)
         num_branches = _block_class(config).num_branches
@@ -139,7 +142,10 @@ class ViT(Backbone):
         joined = [*prefix, *registers, x_BND]
         x_BND = torch.cat(joined, dim=1) if len(joined) > 1 else x_BND
         x_BND = self.embedding_dropout(x_BND, seed_B=seed_B)
-        return x_BND if patches_BP is None else self._take_patches(x_BND, patches_BP)
+        x_BND = x_BND if patches_BP is None else self._take_patches(x_BND, patches_BP)
+        if self.embedding_norm is not None:
+            x_BND = self.embedding_norm(x_BND)
+        return x_BND
 
     def _with_positions(self, x_BND: Tensor, *, grid: Grid | GridBatch) -> Tensor:
         """Tokens plus the positions of all that have one."""

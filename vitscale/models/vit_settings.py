@@ -62,6 +62,10 @@ class ViTSettings(BackboneConfig):
     stem: StemConfig = PatchStemConfig()
     """What turns the image into what patches are cut from. patches: nothing. convolutions: a few small ones. resnet: a ResNet, as in
     Google's hybrids. The patch size stays in pixels of the image and is a multiple of the stem's stride."""
+    patch_bias: bool = True
+    """Whether the embedding of the patches has a bias; CLIP's has none."""
+    embedding_norm: bool = False
+    """Whether the embedded tokens are normalised before the first block (CLIP)."""
     mlp: MlpKind = "gelu"
     """gelu: two matrices. swiglu, swiglu64: gated by SiLU, three matrices, with a hidden width that is a multiple of 8 (DINOv2) or of
     64 (DINOv3)."""
@@ -69,7 +73,7 @@ class ViTSettings(BackboneConfig):
     """Hidden width of the MLP; replaces the variant's. null without a variant: 4 times the width. Where a gated MLP takes the place of
     a variant's plain one, null is two thirds of the variant's, rounded up to a multiple of 8 or 64."""
     gelu: Gelu = "exact"
-    """exact: by the error function (timm, Hugging Face). tanh: the approximation that Google's released models use."""
+    """exact: by the error function (timm, Hugging Face). tanh: Google's released models. quick: x sigmoid(1.702 x) (OpenAI's CLIP)."""
     mlp_norm: bool = False
     """Whether the hidden values of the MLP are normalised before its last layer (EVA-02)."""
     positions: Positions | Literal["factorised", "none"] = "learned"
@@ -428,6 +432,7 @@ class ViTSettings(BackboneConfig):
             image_size=self.image_size,
             num_channels=self.num_channels,
             stem_config=self.stem,
+            embedding_norm=self.embedding_norm,
             class_token=self.pooling == "cls" if self.class_token is None else self.class_token,
             is_distilled=self.distillation_token,
             num_registers=self.num_registers,

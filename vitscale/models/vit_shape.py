@@ -24,6 +24,7 @@ class ViTShape:
     image_size: int
     num_channels: int
     stem_config: StemConfig
+    embedding_norm: bool
     class_token: bool
     is_distilled: bool
     num_registers: int

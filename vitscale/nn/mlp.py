@@ -11,8 +11,11 @@ from vitscale.nn.dropout import Dropout
 from vitscale.nn.init import normal, xavier_uniform
 from vitscale.nn.layers import NormKind, linear, norm_layer
 
-Gelu = Literal["exact", "tanh"]
-"""exact: x Phi(x) by erf (timm, Hugging Face). tanh: its approximation, flax's default (big_vision, vit_jax)."""
+Gelu = Literal["exact", "tanh", "quick"]
+"""exact: x Phi(x) by erf (timm, Hugging Face). tanh: its approximation, flax's default (big_vision, vit_jax). quick: x sigmoid(1.702 x)
+(OpenAI's CLIP)."""
+
+_QUICK = 1.702
 
 MlpKind = Literal["gelu", "swiglu", "swiglu64"]
 """gelu: two matrices. swiglu, swiglu64: gated, three matrices (Shazeer 2020), with a hidden width that is a multiple of 8 or of 64."""
@@ -42,7 +45,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.is_gated = is_gated
-        self.approximate = "none" if gelu == "exact" else "tanh"
+        self.gelu = gelu
         self.dropouts = dropouts
         num_stacked = 2 if is_gated else 1
         self.fc1 = linear(
@@ -64,10 +67,17 @@ class Mlp(nn.Module):
 
     def _hidden(self, x_BND: Tensor) -> Tensor:
         if not self.is_gated:
-            return F.gelu(self.fc1(x_BND), approximate=self.approximate)
+            return _gelu(self.fc1(x_BND), kind=self.gelu)
         gate_BNM, value_BNM = self.fc1(x_BND).chunk(2, dim=-1)
         gated_BNM: Tensor = F.silu(gate_BNM) * value_BNM
         return gated_BNM
+
+
+def _gelu(x: Tensor, *, kind: Gelu) -> Tensor:
+    if kind == "quick":
+        # As silu, so that one tensor is kept for backward, as with the other two.
+        return F.silu(_QUICK * x) / _QUICK
+    return F.gelu(x, approximate="none" if kind == "exact" else "tanh")
 
 
 def gated_width(width: int, *, kind: MlpKind) -> int:

@@ -17,13 +17,13 @@ class PatchEmbed(nn.Module):
     patches of another side it is resampled by PI-resize, and trained through (FlexiViT, Beyer et al. 2023).
     """
 
-    def __init__(self, *, num_channels: int, patch_size: int, width: int) -> None:
+    def __init__(self, *, num_channels: int, patch_size: int, width: int, has_bias: bool = True) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.flexible_kernel = FlexibleKernel(num_channels=num_channels, source=patch_size)
         fan_in = num_channels * patch_size**2
         self.weight = set_init(nn.Parameter(torch.empty(width, fan_in)), lecun_normal(fan_in))
-        self.bias = set_init(nn.Parameter(torch.empty(width)), zeros())
+        self.bias = set_init(nn.Parameter(torch.empty(width)), zeros()) if has_bias else None
 
     def forward(self, image_BCHW: Tensor, *, patch_size: int | None = None) -> Tensor:
         """(B, C, H, W), both sides multiples of the patch side, to (B, N, D). `patch_size` None is the kernel's own."""

@@ -18,6 +18,8 @@ class ModelSize:
 
     num_parameters: int
     blocks: tuple[BlockShape, ...]
+    embedding_norm: bool = False
+    """Whether tokens are normalised before the first block."""
     stem: StemShape | None = None
 
 
@@ -86,7 +88,7 @@ def _activation_elements(size: ModelSize, *, recompute: RecomputeMode, every: in
     total = sum(_block_elements(block, "none" if index % every else recompute) for index, block in enumerate(size.blocks))
     if recompute != "none":
         total += max(_block_elements(block, "none") for block in size.blocks[::every])
-    embedding_and_norms = 3 * max(block.num_tokens * block.width for block in size.blocks)
+    embedding_and_norms = (4 if size.embedding_norm else 3) * max(block.num_tokens * block.width for block in size.blocks)
     return round(total + embedding_and_norms)
 
 

@@ -11,6 +11,7 @@ import torch
 from vitscale.config import ConfigError
 from vitscale.data.config import OrderedConfig
 from vitscale.data.webdataset_stream import CAVEATS
+from vitscale.models.vit_shape import ViTShape
 from vitscale.plan.cluster import Cluster, Device
 from vitscale.plan.memory import MemoryEstimate, ModelSize, estimate_memory, save_copy_bytes
 from vitscale.run_config import Precision, RecomputeMode, RunConfig, ZeroStage, offload_problem, precision_problem
@@ -117,7 +118,8 @@ def model_size(config: RunConfig) -> ModelSize:
         objective = config.objective.build(config.model.build())
     shape = config.model.shape
     num_parameters = sum(parameter.numel() for parameter in objective.parameters())
-    return ModelSize(num_parameters=num_parameters, blocks=shape.blocks, stem=shape.stem)
+    embedding_norm = isinstance(shape, ViTShape) and shape.embedding_norm
+    return ModelSize(num_parameters=num_parameters, blocks=shape.blocks, embedding_norm=embedding_norm, stem=shape.stem)
 
 
 def _rank_batch(config: RunConfig, cluster: Cluster) -> int:

@@ -26,7 +26,7 @@ DEFAULT_TOLERANCE = 1e-5
 1e-6; a wrong GELU by 1e-5 to 1e-3."""
 
 _NUM_IMAGES = 2
-_HEAD = re.compile(r"(head|head_dist|pre_logits|classifier|cls_classifier|distillation_classifier)[./]")
+_HEAD = re.compile(r"(head|head_dist|pre_logits|classifier|cls_classifier|distillation_classifier)[./]|visual\.proj$")
 """Names of what comes after pooling."""
 _COPIES = 3
 """What loading in another library holds at a time: the tensors read, the module, and what it makes of them."""

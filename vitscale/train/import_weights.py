@@ -24,7 +24,16 @@ from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, comp
 from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES
 from vitscale.train.staging import staged_folder
 from vitscale.train.stored_model import StoredModel
-from vitscale.weights.installed import BareOutput, NotUsable, Run, bare_output, timm_with_npz, timm_with_state, transformers_from_folder
+from vitscale.weights.installed import (
+    BareOutput,
+    NotUsable,
+    Run,
+    bare_output,
+    timm_with_npz,
+    timm_with_open_clip,
+    timm_with_state,
+    transformers_from_folder,
+)
 from vitscale.weights.mismatch import refuse_mismatch
 from vitscale.weights.names import Conversion, plan_conversions
 from vitscale.weights.pickled import convert_pickle
@@ -226,6 +235,8 @@ def _foreign(opened: WeightSource, *, found: Recognised, model: HeldConfig, num_
     load: Callable[[], Run] = partial(timm_with_npz, computed, path=opened.files[0], num_classes=num_classes, class_row=class_row)
     if layout.startswith("timm"):
         load = partial(_timm, found, model=computed, num_classes=num_classes)
+    elif layout == "open_clip":
+        load = partial(_open_clip, found, model=computed, num_classes=num_classes)
     elif layout.startswith("hf_"):
         load = partial(_transformers, opened, output=bare_output(model, layout=layout), has_head=num_classes > 0)
     return Foreign(
@@ -242,6 +253,10 @@ def _foreign(opened: WeightSource, *, found: Recognised, model: HeldConfig, num_
 def _timm(found: Recognised, *, model: HeldConfig, num_classes: int) -> Run:
     state = {name: found.read(name) for name in found.shapes}
     return timm_with_state(model, layout=found.described.layout, state=state, num_classes=num_classes, class_row=found.described.class_row)
+
+
+def _open_clip(found: Recognised, *, model: HeldConfig, num_classes: int) -> Run:
+    return timm_with_open_clip(model, state={name: found.read(name) for name in found.shapes}, num_classes=num_classes)
 
 
 def _transformers(opened: WeightSource, *, output: BareOutput, has_head: bool) -> Run:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitscale.config import CheckpointError
+from vitscale.models.variants import CLIP
 from vitscale.nn.convolution import Epsilons
 from vitscale.nn.resample import PositionMode
 from vitscale.nn.resnet_stem import ResNetStemConfig
@@ -77,6 +78,12 @@ def told_image_size(config: Mapping[str, Any]) -> int | None:
     sides = set(told if isinstance(told, list) else [told])
     side = sides.pop() if len(sides) == 1 else None
     return side if isinstance(side, int) else None
+
+
+def clip_statistics(num_channels: int, *, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Any]:
+    """How images are normalised for CLIP: as told, else as all of OpenAI's and most of open_clip's are."""
+    told = {"image_mean": mean or CLIP["image_mean"][:num_channels], "image_std": std or CLIP["image_std"][:num_channels]}
+    return {name: list(map(float, values)) for name, values in told.items()}
 
 
 def is_square(number: int) -> bool:

@@ -107,6 +107,18 @@ def _unsqueeze(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
     return [values[0].unsqueeze(0)]
 
 
+def _as_token(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].view(1, 1, -1)]
+
+
+def _without_bias(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].T]
+
+
+def _with_zeros_for_bias(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
+    return [values[0].T, values[0].new_zeros(values[0].shape[1])]
+
+
 def _join(values: Sequence[Tensor], _: Sizes) -> list[Tensor]:
     return [torch.cat(list(values))]
 
@@ -215,6 +227,10 @@ FLAT = Form(to_theirs=_same, to_ours=_flatten, in_order=True)
 TRANSPOSED = Form(to_theirs=_transpose, to_ours=_transpose)
 AS_MAP = Form(to_theirs=_to_map, to_ours=_from_map)
 WITHOUT_BATCH = Form(to_theirs=_squeeze, to_ours=_unsqueeze, in_order=True)
+AS_VECTOR = Form(to_theirs=lambda values, _: [values[0].flatten()], to_ours=_as_token, in_order=True)
+"""Of a token (1, 1, D)."""
+PROJECTION = Form(to_theirs=_without_bias, to_ours=_with_zeros_for_bias)
+"""(D, classes), for weight and bias of a head: it is read only, with a bias of zeros."""
 PER_HEAD = Form(to_theirs=_to_scales, to_ours=_flatten, in_order=True)
 OUT_KERNEL = Form(to_theirs=_to_out_kernel, to_ours=_from_out_kernel)
 TOKEN_AND_TABLE = Form(to_theirs=_to_token_and_table, to_ours=_from_token_and_table)

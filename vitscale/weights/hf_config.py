@@ -28,6 +28,9 @@ def hf_config(model: HeldConfig, *, layout: Layout, num_classes: int) -> dict[st
     }
     if layout == "hf_siglip":
         return _siglip(model, common=common, num_classes=num_classes)
+    if layout == "hf_clip":
+        clip = {"model_type": "clip_vision_model", "intermediate_size": shape.mlp_width, "attention_dropout": 0.0}
+        return {"architectures": ["CLIPVisionModel"], **common, **clip}
     if layout == "hf_dinov3_vit":
         return {"architectures": ["DINOv3ViTModel"], **common, **_dinov3(model)}
     own: dict[str, Any] = {"intermediate_size": shape.mlp_width, "qkv_bias": model.qkv_bias == "all"}
@@ -61,7 +64,7 @@ def _classifier(layout: Layout) -> str:
 
 
 def _activation(model: HeldConfig) -> str:
-    return "gelu" if model.gelu == "exact" else "gelu_pytorch_tanh"
+    return {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}[model.gelu]
 
 
 def _dinov2(model: ViTConfig) -> dict[str, Any]:

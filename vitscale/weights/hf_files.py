@@ -15,7 +15,7 @@ from vitscale.weights.rules import Layout
 
 _KERNEL = "embeddings.patch_embeddings.projection.weight"
 _SIGLIP_KERNEL = "vision_model.embeddings.patch_embedding.weight"
-_ACTIVATIONS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+_ACTIVATIONS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh", "quick_gelu": "quick"}
 _PARTS = {"q": "query", "k": "key", "v": "value"}
 _IN_MEMORY: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\.layers\.(\d+)\.mlp\.fc1\."), r".layers.\1.intermediate.dense."),
@@ -141,7 +141,7 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
     if root == "beit":
         model |= _beit(shapes, config)
     if not is_gated:
-        model["gelu"] = _gelu(config.get("hidden_act", kind.activation), where=where)
+        model["gelu"] = hf_gelu(config.get("hidden_act", kind.activation), where=where)
     classes = next((shapes[name] for name in ("classifier.weight", "cls_classifier.weight") if shapes.get(name)), None)
     return Described(
         layout=kind.layout,
@@ -174,7 +174,8 @@ def _beit(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str, A
     return values
 
 
-def _gelu(activation: str, *, where: str) -> str:
+def hf_gelu(activation: str, *, where: str) -> str:
+    """Our name of an activation. Raises `CheckpointError` for an unknown one."""
     if activation not in _ACTIVATIONS:
         raise CheckpointError(f"{where}: config.json names the activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[activation]

@@ -60,6 +60,13 @@ def timm_with_state(model: HeldConfig, *, layout: Layout, state: Mapping[str, Te
     return _run(module)
 
 
+def timm_with_open_clip(model: HeldConfig, *, state: Mapping[str, Tensor], num_classes: int) -> Run:
+    """timm's model with the image tower of an open_clip file, whose names timm itself converts. Raises `NotUsable`."""
+    module = _timm_model(model, layout="timm", num_classes=num_classes, class_row=True, changes={})
+    module.load_state_dict(load_library("timm").models.vision_transformer.checkpoint_filter_fn(dict(state), module))
+    return _run(module)
+
+
 def timm_with_npz(model: HeldConfig, *, path: Path, num_classes: int, class_row: bool) -> Run:
     """timm's model with a Google file, read by timm's own `load_checkpoint`; `class_row` says whether its table of positions has
     a row for the class token. Raises `NotUsable`."""
@@ -84,7 +91,7 @@ def timm_from_folder(folder: Path) -> Run:
 
 def bare_output(model: HeldConfig, *, layout: Layout) -> BareOutput:
     """Where transformers' model without a classifier has the features that are pooled here."""
-    if layout in ("hf_beit", "hf_swin", "hf_swinv2") or (model.kind == "vit" and model.pooling == "map"):
+    if layout in ("hf_beit", "hf_swin", "hf_swinv2", "hf_clip") or (model.kind == "vit" and model.pooling == "map"):
         return "pooler"
     return "class" if model.kind == "vit" and model.pooling == "cls" else "mean"
 

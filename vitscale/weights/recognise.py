@@ -11,15 +11,17 @@ from vitscale.config import CheckpointError
 from vitscale.weights.family import Described, Entry, Family
 from vitscale.weights.forms import Shape
 from vitscale.weights.google_files import GOOGLE
+from vitscale.weights.hf_clip_files import HF_CLIP
 from vitscale.weights.hf_dinov3_files import HF_DINOV3
 from vitscale.weights.hf_files import HF
 from vitscale.weights.hiera_files import TIMM_HIERA
+from vitscale.weights.open_clip_files import OPEN_CLIP
 from vitscale.weights.sources import WeightSource
 from vitscale.weights.swin_files import HF_SWIN, TIMM_SWIN
 from vitscale.weights.timm_files import TIMM
 from vitscale.weights.timm_kin_files import TIMM_KIN
 
-FAMILIES: tuple[Family, ...] = (GOOGLE, HF_SWIN, HF_DINOV3, HF, TIMM_SWIN, TIMM_HIERA, TIMM_KIN, TIMM)
+FAMILIES: tuple[Family, ...] = (GOOGLE, OPEN_CLIP, HF_CLIP, HF_SWIN, HF_DINOV3, HF, TIMM_SWIN, TIMM_HIERA, TIMM_KIN, TIMM)
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 """What programs put before every name."""
@@ -28,7 +30,7 @@ _SET_ASIDE = ("*mask_token", "decoder_*", "decoder.*", "*.pooler.dense.*", "text
 """Names of what serves pre-training or another modality only, as patterns of fnmatch."""
 
 _OTHERS = {
-    r"ln_pre|norm_pre": "a tower of CLIP, with a norm before the blocks",
+    r"^visual\.(layer1|attnpool|trunk)\.": "a tower of CLIP that is no plain ViT",
     r"rel_pos_[hw]": "a model with decomposed relative positions, such as SAM or ViTDet",
     r"rope\.freqs$": "a model with mixed rotary positions",
     r"^layer[1-4]\.\d+\.conv|^conv1\.weight": "a convolutional network",
@@ -58,8 +60,8 @@ def recognise(source: WeightSource, *, drop: Sequence[str] = ()) -> Recognised:
     family = next((family for family in FAMILIES if family.claims(shapes)), None)
     if family is None:
         raise CheckpointError(
-            f"{source.path}: its names are none of vit_jax's, big_vision's, timm's or Hugging Face's ViT{explain_names(shapes)}; it holds"
-            f" {len(shapes)} tensors, such as {', '.join(list(shapes)[:4])}"
+            f"{source.path}: its names are none of vit_jax's, big_vision's, timm's, open_clip's or Hugging Face's ViT"
+            f"{explain_names(shapes)}; it holds {len(shapes)} tensors, such as {', '.join(list(shapes)[:4])}"
         )
     entries = {name: entry for name, entry in family.entries(shapes).items() if not _matches(name, drop)}
     described = _describe(family, shapes={name: entry.shape for name, entry in entries.items()}, source=source)

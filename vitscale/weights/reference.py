@@ -8,12 +8,12 @@ shares nothing with our model or with the conversion of names: each layout is wr
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitscale.nn.mlp import Gelu
 from vitscale.nn.pooling import Pooling
 from vitscale.weights.reference_stem import stem_output
 from vitscale.weights.rules import Layout
@@ -28,7 +28,7 @@ class ReferenceSettings:
     layout: Layout
     depth: int
     num_heads: int
-    gelu: Literal["exact", "tanh"]
+    gelu: Gelu
     layer_norm_eps: float
     pooling: Pooling = "cls"
 
@@ -133,6 +133,8 @@ class _Names:
     norm: tuple[str, ...]
     """Before pooling; after it where the second is there."""
     pool: str = ""
+    before: str = ""
+    """The norm before the blocks."""
     heads: tuple[str, ...]
 
 
@@ -159,6 +161,20 @@ def _dinov2(root: str) -> _Names:
     return _hf(root, "classifier", norms=("norm1", "norm2"), mlp=("mlp.fc1", "mlp.fc2"), scales=scales)
 
 
+_SIGLIP = _hf(
+    "vision_model",
+    "classifier",
+    patch="vision_model.embeddings.patch_embedding",
+    table="vision_model.embeddings.position_embedding.weight",
+    block="vision_model.encoder.layers.{i}",
+    norms=("layer_norm1", "layer_norm2"),
+    attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.out_proj",
+    mlp=("mlp.fc1", "mlp.fc2"),
+    norm=("vision_model.post_layernorm",),
+    pool="vision_model.head",
+)
+
 _NAMES: dict[Layout, _Names] = {
     "timm": _Names(
         patch="patch_embed.proj",
@@ -173,24 +189,28 @@ _NAMES: dict[Layout, _Names] = {
         scales=("ls1.gamma", "ls2.gamma"),
         norm=("norm", "fc_norm"),
         pool="attn_pool",
+        before="norm_pre",
         heads=("head", "head_dist"),
     ),
     "hf_vit": _hf("vit", "classifier"),
     "hf_deit": _hf("deit", "cls_classifier", "distillation_classifier"),
     "hf_dinov2": _dinov2("dinov2"),
     "hf_dinov2_with_registers": _dinov2("dinov2_with_registers"),
-    "hf_siglip": _hf(
-        "vision_model",
-        "classifier",
-        patch="vision_model.embeddings.patch_embedding",
-        table="vision_model.embeddings.position_embedding.weight",
-        block="vision_model.encoder.layers.{i}",
-        norms=("layer_norm1", "layer_norm2"),
-        attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        out="self_attn.out_proj",
-        mlp=("mlp.fc1", "mlp.fc2"),
-        norm=("vision_model.post_layernorm",),
-        pool="vision_model.head",
+    "hf_siglip": _SIGLIP,
+    "hf_clip": replace(_SIGLIP, tokens=("vision_model.embeddings.class_embedding", ""), before="vision_model.pre_layrnorm"),
+    "open_clip": _Names(
+        patch="visual.conv1",
+        tokens=("visual.class_embedding", ""),
+        registers="",
+        table="visual.positional_embedding",
+        before="visual.ln_pre",
+        block="visual.transformer.resblocks.{i}",
+        norms=("ln_1", "ln_2"),
+        attention=("attn.in_proj",),
+        out="attn.out_proj",
+        mlp=("mlp.c_fc", "mlp.c_proj"),
+        norm=("visual.ln_post",),
+        heads=("visual.proj",),
     ),
 }
 
@@ -208,8 +228,10 @@ class _Tensors:
         return module in self.names or f"{module}.weight" in self.names
 
     def linear(self, x: Tensor, module: str) -> Tensor:
-        y = x @ self.read(f"{module}.weight").T
-        return y + self.read(f"{module}.bias") if f"{module}.bias" in self.names else y
+        # torch's attention has its queries, keys and values as `in_proj_weight`.
+        end = "_" if f"{module}_weight" in self.names else "."
+        y = x @ self.read(f"{module}{end}weight").T
+        return y + self.read(f"{module}{end}bias") if f"{module}{end}bias" in self.names else y
 
     def norm(self, x: Tensor, module: str) -> Tensor:
         """LayerNorm; RMSNorm where there is no bias."""
@@ -250,17 +272,18 @@ def _torch_logits(x_BD: Tensor, x_BND: Tensor, head: str, num_prefix: int, file:
     """transformers' DINOv2 gives its classifier the mean of the patches as well."""
     if file.settings.layout.startswith("hf_dinov2"):
         x_BD = torch.cat([x_BD, x_BND[:, num_prefix:].mean(dim=1)], dim=1)
-    return file.linear(x_BD, head)
+    return x_BD @ file.read(head) if head in file.names else file.linear(x_BD, head)
 
 
 def _torch_tokens(image_BCHW: Tensor, *, called: _Names, file: _Tensors) -> tuple[Tensor, int]:
     """Tokens (B, N, D) with their positions, and how many are not patches."""
     kernel_DCPP = file.read(f"{called.patch}.weight")
     features_BCHW = stem_output(image_BCHW, names=file.names, read=file.read)
-    x_BDGG = F.conv2d(features_BCHW, kernel_DCPP, file.read(f"{called.patch}.bias"), stride=kernel_DCPP.shape[-1])
+    bias_D = file.read(f"{called.patch}.bias") if f"{called.patch}.bias" in file.names else None
+    x_BDGG = F.conv2d(features_BCHW, kernel_DCPP, bias_D, stride=kernel_DCPP.shape[-1])
     x_BND = x_BDGG.flatten(2).transpose(1, 2)
     num_patches = x_BND.shape[1]
-    prefix = [file.read(name).expand(len(x_BND), -1, -1) for name in called.tokens if file.has(name)]
+    prefix = [file.read(name).view(1, 1, -1).expand(len(x_BND), -1, -1) for name in called.tokens if file.has(name)]
     registers = [file.read(called.registers).expand(len(x_BND), -1, -1)] if file.has(called.registers) else []
     if file.has(called.table):
         table_ND = file.read(called.table).flatten(0, -2)
@@ -268,6 +291,7 @@ def _torch_tokens(image_BCHW: Tensor, *, called: _Names, file: _Tensors) -> tupl
         prefix = [token + table_ND[row] if row < num_rows else token for row, token in enumerate(prefix)]
         x_BND = x_BND + table_ND[num_rows:]
     x_BND = torch.cat([*prefix, *registers, x_BND], dim=1)
+    x_BND = file.norm(x_BND, called.before) if file.has(called.before) else x_BND
     return x_BND, x_BND.shape[1] - num_patches
 
 
@@ -331,4 +355,6 @@ def _norm(x: Tensor, scale: Tensor, bias: Tensor, settings: ReferenceSettings) -
 def _gelu(x: Tensor, settings: ReferenceSettings) -> Tensor:
     if settings.gelu == "tanh":
         return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    if settings.gelu == "quick":
+        return x * torch.sigmoid(1.702 * x)
     return 0.5 * x * (1 + torch.erf(x / 2**0.5))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from vitscale.models import HieraConfig, SwinConfig, ViTConfig
+from vitscale.weights.clip_rules import hf_clip, open_clip
 from vitscale.weights.forms import Sizes
 from vitscale.weights.hiera_rules import timm_hiera
 from vitscale.weights.kin_rules import hf_beit, hf_dinov3, timm_beit, timm_eva
@@ -14,7 +15,7 @@ from vitscale.weights.vit_rules import big_vision, hf_dinov2, hf_siglip, hf_vit,
 Layout = Literal[
     "timm", "timm_beit", "timm_eva", "timm_swin", "timm_hiera",
     "hf_vit", "hf_deit", "hf_dinov2", "hf_dinov2_with_registers", "hf_siglip", "hf_beit", "hf_dinov3_vit", "hf_swin", "hf_swinv2",
-    "vit_jax", "big_vision",
+    "hf_clip", "open_clip", "vit_jax", "big_vision",
 ]  # fmt: skip
 
 HeldConfig = ViTConfig | SwinConfig | HieraConfig
@@ -41,6 +42,8 @@ _RULES: dict[Layout, Callable[[Sizes], list[Rule]]] = {
     "hf_dinov3_vit": hf_dinov3,
     "hf_swin": hf_swin,
     "hf_swinv2": hf_swinv2,
+    "hf_clip": hf_clip,
+    "open_clip": open_clip,
     "vit_jax": vit_jax,
     "big_vision": big_vision,
 }

@@ -19,6 +19,7 @@ LAYOUTS: dict[Format, tuple[Layout, ...]] = {
     "timm": ("timm", "timm_beit", "timm_eva", "timm_swin", "timm_hiera"),
     "hf": (
         "hf_vit", "hf_deit", "hf_dinov2", "hf_dinov2_with_registers", "hf_siglip", "hf_beit", "hf_dinov3_vit", "hf_swin", "hf_swinv2",
+        "hf_clip",
     ),
     "vit_jax": ("vit_jax",),
     "big_vision": ("big_vision",),
@@ -190,8 +191,8 @@ def _problem(model: HeldConfig, *, layout: Layout, num_classes: int, has_pre_log
         if name not in _ANYWHERE[model.kind] and value not in allowed:
             return f"model.{name} is {_shown(value)}, and it knows {' and '.join(map(_shown, allowed))}"
     # Where GELU is not in the file, the program has one form.
-    if model.gelu == "tanh" and layout in ("timm_beit", "timm_eva", "timm_swin", "timm_hiera"):
-        return "model.gelu is tanh, and it knows the exact one"
+    if model.gelu != "exact" and layout in ("timm_beit", "timm_eva", "timm_swin", "timm_hiera"):
+        return f"model.gelu is {model.gelu}, and it knows the exact one"
     if model.image_size % model.shape.patch_size:
         return f"its images are whole patches, and model.image_size {model.image_size} is none of model.patch_size {model.shape.patch_size}"
     if has_pre_logits and not room.has_pre_logits:
@@ -213,6 +214,8 @@ def _timm_problem(model: ViTConfig, _: int) -> str | None:
             return "its hybrids add other numbers to variances; set model.stem.epsilons to timm and evaluate what that changes"
         if model.shape.is_gated or model.norm != "layer":
             return "its hybrids have layer norms and plain MLPs (model.norm, model.mlp)"
+    if model.embedding_norm == model.patch_bias:
+        return "its patches have a bias where tokens are not normalised before the blocks (model.patch_bias, model.embedding_norm)"
     if model.proj_bias != model.mlp_bias:
         return "its MLP has biases where its attention's projection has one (model.proj_bias, model.mlp_bias)"
     return None
@@ -260,6 +263,10 @@ def _siglip_problem(model: ViTConfig, num_classes: int) -> str | None:
     return None
 
 
+def _bare_problem(_model: ViTConfig, num_classes: int) -> str | None:
+    return "its classifier takes the mean of the patches before the last norm (objective)" if num_classes else None
+
+
 def _eva_problem(model: ViTConfig, num_classes: int) -> str | None:
     if isinstance(model.rotary, MixedRopeConfig):
         return "model.rotary is mixed, whose frequencies it keeps in one tensor for all blocks"
@@ -299,6 +306,7 @@ _TIMM = {
     "positions": (*_TABLES, "none"), "pooling": ("cls", "mean", "map"), "norm_place": ("tokens", "pooled"), "class_token": (None, *_BOTH),
     "prefix_positions": _BOTH, "distillation_token": _BOTH, "num_registers": _ANY, "norm": ("layer", "rms"), "qkv_bias": ("all", "none"),
     "proj_bias": _BOTH, "mlp_bias": _BOTH, "qk_norm": _BOTH, "layer_scale": _ANY, "mlp": ("gelu", "swiglu", "swiglu64"), "mlp_norm": _BOTH,
+    "embedding_norm": _BOTH, "patch_bias": _BOTH,
 }  # fmt: skip
 _TIMM_EVA = {
     "positions": (*_TABLES, "none"), "pooling": ("cls", "mean"), "norm_place": ("tokens", "pooled"), "class_token": (None, *_BOTH),
@@ -316,6 +324,7 @@ _DINOV3 = {
     "positions": ("none",), "class_token": (None, True), "num_registers": _ANY, "qkv_bias": ("no_key", "none"), "proj_bias": _BOTH,
     "mlp_bias": _BOTH, "layer_scale": _ANY, "mlp": ("gelu", "swiglu", "swiglu64"), "rotary": _ANY,
 }  # fmt: skip
+_CLIP = {"class_token": (None, True), "embedding_norm": (True,), "patch_bias": (False,)}
 _GOOGLE = {"positions": _TABLES, "class_token": (None, *_BOTH), "prefix_positions": _BOTH}
 _SWIN = {"window_padding": ("before_shift", "after_shift")}
 
@@ -334,6 +343,8 @@ _ROOMS: dict[Layout, _Room] = {
     "hf_dinov3_vit": _Room(settings=_DINOV3, problem=_dinov3_problem),
     "hf_swin": _Room(kind="swin", settings=_SWIN, problem=_padded_as("before_shift")),
     "hf_swinv2": _Room(kind="swin", settings={**_SWIN, "version": (2,)}, problem=_padded_as("before_shift")),
+    "hf_clip": _Room(settings=_CLIP, problem=_bare_problem),
+    "open_clip": _Room(settings=_CLIP),
     "vit_jax": _Room(settings={**_GOOGLE, "stem": _STEMS, "pooling": ("cls", "mean")}, has_pre_logits=True, problem=_vit_jax_problem),
     "big_vision": _Room(settings={**_GOOGLE, "pooling": ("cls", "mean", "map")}, has_pre_logits=True, problem=_plain_tokens),
 }

@@ -42,7 +42,10 @@ def timm_architecture(model: HeldConfig, *, layout: Layout) -> str:
         return hybrid
     if model.distillation_token:
         return "deit_base_distilled_patch16_224"
-    return "vit_giant_patch14_dinov2" if model.shape.is_gated else "vit_base_patch16_224"
+    if model.shape.is_gated:
+        return "vit_giant_patch14_dinov2"
+    # The one adds 1e-5 in its norms, the other 1e-6.
+    return "vit_base_patch16_clip_224" if model.layer_norm_eps == 1e-5 else "vit_base_patch16_224"
 
 
 def _sizes(model: ViTConfig) -> dict[str, Any]:
@@ -75,10 +78,11 @@ def _vit(model: ViTConfig, *, class_row: bool) -> dict[str, Any]:
         "proj_bias": model.proj_bias,
         "qk_norm": model.qk_norm,
         "scale_mlp_norm": model.mlp_norm,
+        "pre_norm": model.embedding_norm,
         "norm_layer": None if model.norm == "layer" else "rmsnorm",
     }
     if not shape.is_gated:
-        arguments["act_layer"] = "gelu" if model.gelu == "exact" else "gelu_tanh"
+        arguments["act_layer"] = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}[model.gelu]
     return arguments
 
 

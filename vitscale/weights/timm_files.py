@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitscale.models.variants import SIZES
+from vitscale.nn.mlp import Gelu
 from vitscale.nn.resample import PositionMode
 from vitscale.nn.resnet_stem import ResNetStemConfig
 from vitscale.weights.family import Described, Entry, Family, Settings, count_blocks, image_side, is_square, resnet_stem, shape_of
@@ -43,14 +44,17 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
     stem = _stem(shapes, where=where)
     if stem is not None:
         patch_size, channels = patch_size * stem.stride, shapes[_root(shapes)][1]
-    assumed = ["norms add 1e-6, timm's default"]
+    is_clip = "norm_pre.weight" in shapes
+    assumed = ["norms add 1e-5, as in timm's towers of CLIP" if is_clip else "norms add 1e-6, timm's default"]
     model: dict[str, Any] = {
         "kind": "vit",
         "num_channels": channels,
         "patch_size": patch_size,
         "width": width,
         "depth": count_blocks(shapes, "blocks.{i}.norm1.weight"),
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": 1e-5 if is_clip else 1e-6,
+        "embedding_norm": is_clip,
+        "patch_bias": not is_clip,
     }
     if stem is not None:
         model["stem"] = stem.model_dump(mode="json")
@@ -61,9 +65,9 @@ def _describe(shapes: Mapping[str, Shape], *, settings: Settings, where: str) ->
         if "num_heads" not in arguments:
             assumed.append(f"{heads} attention heads, as in every named size of width {width}; the file does not say")
     if model["mlp"] == "gelu":
-        model["gelu"] = "tanh" if _is_tanh(config) else "exact"
+        model["gelu"] = _gelu(config)
         if "act_layer" not in arguments:
-            assumed.append("GELU is its tanh form, as SigLIP has it" if _is_tanh(config) else "GELU is exact, timm's default")
+            assumed.append(_GELU_ASSUMED[model["gelu"]])
     project = _project(shapes)
     model |= _image_statistics(config, channels=channels, project=project, assumed=assumed)
     return Described(
@@ -153,9 +157,19 @@ def usual_heads(width: int) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _is_tanh(config: Mapping[str, Any]) -> bool:
-    told = (config.get("model_args") or {}).get("act_layer")
-    return told == "gelu_tanh" or (told is None and "siglip" in str(config.get("architecture", "")))
+_GELU_ASSUMED: dict[Gelu, str] = {
+    "exact": "GELU is exact, timm's default",
+    "tanh": "GELU is its tanh form, as SigLIP has it",
+    "quick": "GELU is its quick form, as the name of the architecture says",
+}
+
+
+def _gelu(config: Mapping[str, Any]) -> Gelu:
+    """By its name in timm, else by that of the architecture."""
+    told, name = (config.get("model_args") or {}).get("act_layer"), str(config.get("architecture", ""))
+    if told == "gelu_tanh" or (told is None and "siglip" in name):
+        return "tanh"
+    return "quick" if told == "quick_gelu" or (told is None and "quickgelu" in name) else "exact"
 
 
 def _project(shapes: Mapping[str, Shape]) -> PositionMode:

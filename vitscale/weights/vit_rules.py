@@ -34,6 +34,7 @@ def timm(sizes: Sizes) -> list[Rule]:
         one("backbone.dist_token", "dist_token"),
         one("backbone.reg_token", "reg_token"),
         *both("backbone.patch_embed", "patch_embed.proj", form=OIHW),
+        *both("backbone.embedding_norm", "norm_pre"),
         *_timm_stem(sizes),
         *(rule for module in modules for rule in both(f"{BLOCK}.{module}", f"blocks.{{i}}.{module}")),
         *(one(f"{BLOCK}.{module}.gamma", f"blocks.{{i}}.{module}.gamma") for module in ("ls1", "ls2")),
