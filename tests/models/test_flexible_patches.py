@@ -85,6 +85,16 @@ def test_evaluations_take_the_smallest_patches() -> None:
     assert config.input_forms == tuple(InputForm(patch_size=size) for size in (4, 6, 8, 12))
 
 
+def test_evaluations_may_ask_for_patches_that_tile_the_image_and_hold_whole_positions_of_the_stem() -> None:
+    plain = ViTConfig.model_validate(FLEXIBLE)
+    assert plain.patch_size_problem(3) is None
+    assert plain.patch_size_problem(5) == "5 does not divide model.image_size 24"
+    stem = {"kind": "convolutions", "widths": [8], "strides": [2]}
+    behind_a_stem = ViTConfig.model_validate({**FLEXIBLE, "stem": stem})
+    assert behind_a_stem.patch_size_problem(2) is None
+    assert behind_a_stem.patch_size_problem(3) == "3 is not a multiple of 2, the stride of model.stem convolutions"
+
+
 def test_a_model_of_one_patch_size_has_no_keys_of_forms() -> None:
     plain = random_classifier(ViTConfig.model_validate(SMALL), num_classes=7)
     assert plain.batch_keys == {"image", "label"}

@@ -13,6 +13,11 @@ def test_drops_a_share_and_scales_the_rest() -> None:
     assert Dropout(rate=0.0, site=2)(x_BND, seed_B=torch.arange(4)) is x_BND
 
 
+def test_the_scale_is_not_rounded_to_the_type_of_the_values() -> None:
+    nines_BND = torch.full((2, 8, 8), 9.0, dtype=torch.bfloat16)
+    assert Dropout(rate=0.1, site=2)(nines_BND, seed_B=torch.arange(2)).unique().tolist() == [0.0, 10.0]
+
+
 def test_a_sample_is_dropped_alike_in_any_batch() -> None:
     dropout, x_BND = Dropout(rate=0.5, site=2), torch.randn(4, 6, 8)
     seed_B = torch.tensor([3, 1, 4, 1])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,8 +22,8 @@ def test_nothing_is_packed_into_no_rows() -> None:
     assert packing.place_T.shape == (0,)
 
 
-def block() -> HaltingBlock:
-    return materialise(HaltingBlock(BlockSpec(width=16, num_heads=2, mlp_width=24), index=0), seed=0)
+def block(**changes: Any) -> HaltingBlock:
+    return materialise(HaltingBlock(BlockSpec(width=16, num_heads=2, mlp_width=24, **changes), index=0), seed=0)
 
 
 def test_tokens_attend_to_those_of_their_own_image() -> None:
@@ -34,7 +36,7 @@ def test_tokens_attend_to_those_of_their_own_image() -> None:
 
 
 def test_a_block_without_tokens_still_uses_all_its_parameters() -> None:
-    empty = block()
+    empty = block(qk_norm=True, layer_scale=0.1)
     y_1TD = empty(torch.zeros(1, 0, 16), num_tokens=9, packing=pack(torch.zeros(0, dtype=torch.int64), num_images=2))
     y_1TD.sum().backward()
     assert y_1TD.shape == (1, 0, 16)

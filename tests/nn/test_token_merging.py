@@ -48,6 +48,14 @@ def test_schedules_merge_equally_many() -> None:
     assert TokenMergingConfig(per_block=6, schedule="decreasing").wanted(depth=1) == (12,)
 
 
+@pytest.mark.parametrize(("per_block", "depth"), [(11, 12), (8, 12), (23, 24), (6, 13)])
+def test_a_decreasing_schedule_is_rounded_as_the_authors_round_it(per_block: int, depth: int) -> None:
+    """`parse_r` of facebookresearch/ToMe (tome/utils.py) with an inflection of -1: 22 (1 - 9/11) is 4, never 3.999."""
+    step = -2 * per_block / (depth - 1)
+    expected = tuple(int(2 * per_block + step * index) for index in range(depth))
+    assert TokenMergingConfig(per_block=per_block, schedule="decreasing").wanted(depth=depth) == expected
+
+
 SPEC = BlockSpec(width=16, num_heads=2, mlp_width=32)
 
 

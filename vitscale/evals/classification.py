@@ -54,7 +54,8 @@ class ClassificationConfig(Config):
     interpolation: Interpolation = Field(default="bilinear", json_schema_extra=OPERATIONAL)
     """How images are resized."""
     patch_size: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
-    """Side of the patches of a model with flexible ones: any that divides the image size. null: the smallest of model.flexible_patches."""
+    """Side of the patches of a model with flexible ones: any that divides the image size and is a multiple of the stem's stride. null:
+    the smallest of model.flexible_patches."""
     sequence_length: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
     """Patches of an image at most, for a model with model.naflex, which keeps the aspect ratio of the whole image. null: the largest of
     its sequence_lengths."""

@@ -402,9 +402,11 @@ class ViTSettings(BackboneConfig):
         return InputForm(patch_size=self.shape.finest_patch) if self.flexible_patches else InputForm()
 
     def patch_size_problem(self, patch_size: int) -> str | None:
-        """Flexible patches may have any side that divides the image's."""
+        """Flexible patches may have any side that divides the image's and holds whole positions of the stem's features."""
         if not self.flexible_patches:
             return super().patch_size_problem(patch_size)
+        if patch_size % self.stem.stride:
+            return f"{patch_size} is not a multiple of {self.stem.stride}, the stride of model.stem {self.stem.kind}"
         return f"{patch_size} does not divide model.image_size {self.image_size}" if self.image_size % patch_size else None
 
     @property

@@ -28,7 +28,8 @@ class Dropout:
             return x_BND
         bits = sample_bits(seed_B, site=self.site, num_values=x_BND.shape[1:].numel())
         keep_BND = (bits >= threshold(self.rate)).view(x_BND.shape)
-        return x_BND * keep_BND.to(x_BND.dtype).div_(1 - self.rate)
+        # Scaled by a number, not by the mask: in bf16 that would hold 1 / 0.9 as 1.109.
+        return x_BND * keep_BND.to(x_BND.dtype) * (1 / (1 - self.rate))
 
 
 def num_kept_patches(num_patches: int, *, rate: float) -> int:

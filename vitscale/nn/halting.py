@@ -63,7 +63,8 @@ class HaltingBlock(Block):
             rows = (part_1THK[0].unflatten(0, (-1, num_tokens)).transpose(1, 2) for part_1THK in (q_1THK, k_1THK, v_1THK))
             mixed_THK = F.scaled_dot_product_attention(*rows).transpose(1, 2).flatten(0, 1)
         elif not x_1TD.shape[1]:
-            mixed_THK = v_1THK[0]  # a rank without tokens still runs the block: all gather its weights
+            # A rank without tokens still runs the block: all gather its weights, and reduce a gradient of each, norms of keys included.
+            mixed_THK = (q_1THK + k_1THK + v_1THK)[0]
         else:
             q_IHMK, k_IHMK, v_IHMK = (_rows(part_1THK[0], packing) for part_1THK in (q_1THK, k_1THK, v_1THK))
             mask_I11M = packing.is_token_IM[:, None, None]

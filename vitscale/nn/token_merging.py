@@ -32,7 +32,8 @@ class TokenMergingConfig(Config):
         """How many tokens each block is to merge away."""
         if self.schedule == "constant":
             return (self.per_block,) * depth
-        return tuple(int(2 * self.per_block * (1 - index / max(1, depth - 1))) for index in range(depth))
+        last = max(1, depth - 1)
+        return tuple(2 * self.per_block * (last - index) // last for index in range(depth))
 
 
 class Merged(NamedTuple):
