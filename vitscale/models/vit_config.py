@@ -4,10 +4,10 @@ from vitscale.models.halting_vit import HaltingViT
 from vitscale.models.merging_vit import MergingViT
 from vitscale.models.naflex_vit import NaFlexViT
 from vitscale.models.vit import ViT
-from vitscale.models.vit_settings import ViTSettings
+from vitscale.models.vit_checks import CheckedViTSettings
 
 
-class ViTConfig(ViTSettings):
+class ViTConfig(CheckedViTSettings):
     """A pre-norm vision transformer, by name, by sizes, or by name with some sizes replaced."""
 
     def build(self) -> ViT:
