@@ -36,9 +36,9 @@ def spend(batch: Batch) -> Spending:
     return Spending(logits_BK, torch.stack([torch.full_like(tokens_B, 4), tokens_B], dim=1))
 
 
-def evaluation(dataset: Dataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 8) -> SpendingEval:
+def evaluation(dataset: Dataset, *, rank: int = 0, world_size: int = 1, batch_size: int = 8, model: ViTConfig = MODEL) -> SpendingEval:
     config = SpendingConfig(path=str(dataset.storage.root), batch_size=batch_size)
-    return SpendingEval(config, dataset=dataset, model=MODEL, ranks=Ranks(rank=rank, world_size=world_size))
+    return SpendingEval(config, dataset=dataset, model=model, ranks=Ranks(rank=rank, world_size=world_size))
 
 
 def test_an_image_is_charged_for_its_own_tokens(dataset: Dataset) -> None:
@@ -54,6 +54,11 @@ def test_an_image_is_charged_for_its_own_tokens(dataset: Dataset) -> None:
     assert found["gflops_unsurest"] == pytest.approx(sum(sorted(flops)[-5:]) / 5)
     assert found["blocks_per_token"] == pytest.approx(tokens.sum().item() / 21 / 4)
     assert found["num_samples"] == 21
+
+
+def test_patches_that_only_training_leaves_out_are_charged_for(dataset: Dataset) -> None:
+    dropping = MODEL.model_copy(update={"patch_dropout": 0.5})
+    assert evaluation(dataset, model=dropping).run(spend) == evaluation(dataset).run(spend)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 32])

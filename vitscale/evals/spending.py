@@ -3,6 +3,7 @@
 # B batch, K classes, L blocks, S samples
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -42,9 +43,10 @@ class SpendingEval(ClassificationEval):
     ) -> None:
         super().__init__(config, dataset=dataset, model=model, ranks=ranks, pin_memory=pin_memory)
         assert isinstance(model, ViTConfig), "validation asks for a model that halts"
-        self._flops_LN = torch.tensor(model.shape.flops_by_tokens())
+        shape = replace(model.shape, patch_dropout=0.0)  # which is for training only
+        self._flops_LN = torch.tensor(shape.flops_by_tokens())
         # What does not depend on the image: embedding and pooling.
-        self._other_flops = model.shape.forward_flops - int(self._flops_LN[:, -1].sum())
+        self._other_flops = shape.forward_flops - int(self._flops_LN[:, -1].sum())
 
     def run(self, predict: Callable[[Batch], Spending]) -> dict[str, float]:  # type: ignore[override]
         """GFLOPs of the backbone's forward pass per image. All ranks must call this.
