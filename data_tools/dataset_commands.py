@@ -67,9 +67,10 @@ def index(
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
+        from vitscale.config.progress import progress
+
         from .index_dataset import IndexRequest, plan_index, read_class_names, write_index
         from .jobs import default_workers
-        from .progress import progress
 
         request = IndexRequest(
             source=source,
@@ -108,10 +109,10 @@ def verify(
 
     with present_errors(debug=debug):
         from vitscale.config import DataError
+        from vitscale.config.progress import progress
         from vitscale.data.dataset import open_unchecked
 
         from .atomic import check_output, output_errors
-        from .progress import progress
         from .verify import verify_dataset, write_report
 
         opened = open_unchecked(dataset)
@@ -192,10 +193,10 @@ def stats(
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
+        from vitscale.config.progress import progress
         from vitscale.data.dataset import open_dataset
 
         from .atomic import check_output, output_errors
-        from .progress import progress
         from .stats import measure, write_json
         from .stats_plots import require_matplotlib, write_plots
 
@@ -250,11 +251,11 @@ def show(
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
+        from vitscale.config.progress import progress
         from vitscale.data.dataset import open_dataset
 
         from .atomic import check_output, output_errors
         from .contact_sheet import write_sheet
-        from .progress import progress
         from .show import draw_samples, random_samples
 
         made_views = None
@@ -297,12 +298,12 @@ def dedup(
     from vitscale.config.presentation import present_errors
 
     with present_errors(debug=debug):
+        from vitscale.config.progress import progress
         from vitscale.data.dataset import open_dataset
 
         from .atomic import check_output
         from .dedup import DedupRequest, check_request
         from .dedup import dedup as find_duplicates
-        from .progress import progress
 
         request = DedupRequest(
             dataset=open_dataset(dataset),
@@ -354,10 +355,10 @@ def exclude(
 
     with present_errors(debug=debug):
         from vitscale.config import UsageError
+        from vitscale.config.progress import progress
         from vitscale.data.dataset import open_dataset, open_unchecked
 
         from .exclude import exclude_samples
-        from .progress import progress
         from .selection import read_removals
 
         if keys is None and not damaged:

@@ -274,7 +274,7 @@ def pack(
 
 def run_pack(plan: PackPlan, *, write: Callable[..., PackSummary] | None) -> None:
     """Carry the plan out with `write(report=...)`, a progress bar and a summary; None for a dry run: show the plan."""
-    from .progress import progress
+    from vitscale.config.progress import progress
 
     for note in plan.notes:
         typer.echo(note, err=True)

@@ -25,6 +25,32 @@ def test_a_file_goes_in_and_comes_out(tmp_path: Path) -> None:
         assert all(np.array_equal(back[name], first[name]) for name in first.files)
 
 
+def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "weights.npz", google_arrays() | {"decoder.weight": np.zeros(3, np.float32)})
+    before = sorted(tmp_path.rglob("*"))
+    done = CliRunner().invoke(app, ["import", "weights.npz", "new/out", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    for shown in ("weights.npz: vit_jax, ", "assumed: GELU is its tanh form", "no part of the model: 1 tensors, such as decoder.weight",
+                  "against the formulas of vit_jax: would be compared", "4.0 GiB allowed by --max-memory; disk: ", "  num_heads: 4"):  # fmt: skip
+        assert shown in done.output, shown
+    assert sorted(tmp_path.rglob("*")) == before
+    done = CliRunner().invoke(app, ["import", "weights.npz", "new/out"])
+    assert done.exit_code == 0, done.output
+    before = sorted(tmp_path.rglob("*"))
+    done = CliRunner().invoke(app, ["export", "new/out", "--layout", "big_vision", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    for shown in (
+        "to big_vision, ",
+        "kind: vit",
+        "of big_vision: would be compared",
+        "model.npz (about ",
+        "README.md",
+    ):
+        assert shown in done.output, shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
@@ -33,6 +59,11 @@ def test_a_file_goes_in_and_comes_out(tmp_path: Path) -> None:
         (["import", "weights.npz", "out", "model.gelu=exact"], 20, "gives other outputs"),
         (["import", "weights.npz", "out", "model.num_haeds=4"], 3, "did you mean 'num_heads'?"),
         (["export", "nothing"], 20, "no whole checkpoint"),
+        (["export", "nothing", "--dry-run"], 20, "no whole checkpoint"),
+        (["import", "none.npz", "out", "--dry-run"], 20, "no such file or folder"),
+        (["import", "weights.npz", "weights.npz", "--dry-run"], 2, "is there already"),
+        (["import", "weights.npz", "weights.npz/out", "--dry-run"], 3, "cannot be written"),
+        (["import", "weights.npz", "out", "--dry-run", "--max-memory", "0.001MiB"], 20, "1.0 KiB are allowed"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_paragraph(

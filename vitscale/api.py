@@ -1,4 +1,4 @@
-"""The public API, the same that the commands use: load_config, plan, train, evaluate, import_weights, export, audit."""
+"""The public API, the same that the commands use: load_config, plan, train, evaluate, import_weights, export, their dry runs, audit."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitscale.config import UserError
+from vitscale.config.progress import Watch, silent
 from vitscale.engine.processes import shutdown
 from vitscale.plan.cluster import Cluster, detect_cluster
 from vitscale.plan.plan import Plan, make_plan
@@ -15,10 +16,10 @@ from vitscale.train.audit import AuditReport, audit_runs
 from vitscale.train.build import open_run
 from vitscale.train.equality import DEFAULT_TOLERANCE
 from vitscale.train.evaluate import evaluate_checkpoint
-from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES, Exported, export_checkpoint
+from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES, Exported, ExportPlan, export_checkpoint, plan_export_checkpoint
 from vitscale.train.goodput import TimeLedger
 from vitscale.train.goodput_report import GoodputReport, read_goodput
-from vitscale.train.import_weights import Imported, import_weights
+from vitscale.train.import_weights import Imported, ImportPlan, import_weights, plan_import
 from vitscale.train.loop import train_loop
 from vitscale.train.run_lock import Launch
 from vitscale.weights.targets import Format
@@ -26,8 +27,10 @@ from vitscale.weights.targets import Format
 __all__ = [
     "AuditReport",
     "Cluster",
+    "ExportPlan",
     "Exported",
     "GoodputReport",
+    "ImportPlan",
     "Imported",
     "Launch",
     "Plan",
@@ -40,6 +43,8 @@ __all__ = [
     "import_weights",
     "load_config",
     "plan",
+    "plan_export",
+    "plan_import",
     "train",
 ]
 
@@ -122,12 +127,35 @@ def export(
     output: str | Path | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
     max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+    watch: Watch = silent,
 ) -> Exported:
     """Write the weights of a run (its newest whole checkpoint) or of one checkpoint as timm, Hugging Face, vit_jax or big_vision
-    load them, into the folder `output` (default: `export/<layout>` in the run directory), after comparing outputs.
+    load them, into the folder `output` (default: `export/<layout>` in the run directory), after comparing outputs. `watch` is told how
+    far it is.
 
     Raises `CheckpointError`, also where outputs differ by more than `tolerance` of the largest, `ConfigError` or `UsageError`."""
     return export_checkpoint(
+        Path(run),
+        layout=layout,
+        kind="ema" if weights == "ema" else "weight",
+        output=Path(output) if output is not None else None,
+        tolerance=tolerance,
+        max_memory_bytes=max_memory_bytes,
+        watch=watch,
+    )
+
+
+def plan_export(
+    run: str | Path,
+    *,
+    layout: Format,
+    weights: Literal["model", "ema"] = "model",
+    output: str | Path | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+) -> ExportPlan:
+    """What `export` would do, without writing anything. Raises as that does for what can be known before."""
+    return plan_export_checkpoint(
         Path(run),
         layout=layout,
         kind="ema" if weights == "ema" else "weight",

@@ -56,12 +56,12 @@ def verify(run: RunArgument, debug: DebugOption = False) -> None:
     """
     with present_errors(debug=debug):
         from vitscale.checkpoint.describe import Verified, bytes_to_verify, find_folders, verify_folder
-        from vitscale.checkpoint.tables import byte_progress, format_size
         from vitscale.config import CheckpointError
+        from vitscale.config.progress import format_size, progress
 
         folders = find_folders(run)
         verified: list[Verified] = []
-        with byte_progress("verifying", total=bytes_to_verify(folders)) as report:
+        with progress("verifying", total=bytes_to_verify(folders), unit="bytes") as report:
             for entry in folders:
                 before = sum(found.num_bytes for found in verified)
                 verified.append(verify_folder(entry, report=lambda done, before=before: report(before + done)))  # type: ignore[misc]

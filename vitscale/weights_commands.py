@@ -2,7 +2,7 @@
 
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vitscale.train.equality import Comparison
+    from vitscale.train.export import ExportPlan
+    from vitscale.train.import_weights import Imported, ImportPlan
 
 
 class Layout(StrEnum):
@@ -40,7 +42,25 @@ ToleranceOption = Annotated[
 MemoryOption = Annotated[
     str, typer.Option("--max-memory", metavar="SIZE", help="What tensors may take beside the program itself, for example 1.5GiB.")
 ]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be read, assumed, compared and written, and write nothing.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+
+
+class _ImportOptions(TypedDict):
+    overrides: list[str]
+    drop: list[str]
+    allow_pickle: bool
+    tolerance: float
+    max_memory_bytes: int
+
+
+class _ExportOptions(TypedDict):
+    layout: Literal["timm", "hf", "vit_jax", "big_vision"]
+    weights: Literal["model", "ema"]
+    output: str | None
+    tolerance: float
+    max_memory_bytes: int
+
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
 _UNITS = {"MiB": 2**20, "GiB": 2**30}
@@ -67,6 +87,7 @@ def import_(
     ] = False,
     tolerance: ToleranceOption = None,
     max_memory: MemoryOption = "4GiB",
+    dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Make a checkpoint of another project's weights, for init_from, evaluate and export.
@@ -79,27 +100,25 @@ def import_(
         from pathlib import Path
 
         from vitscale import api
-        from vitscale.config import dump_yaml
+        from vitscale.config.progress import progress
         from vitscale.train.equality import DEFAULT_TOLERANCE
 
-        imported = api.import_weights(
-            Path(source),
-            Path(output),
-            overrides=overrides or [],
-            drop=drop or [],
-            allow_pickle=allow_pickle,
-            tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
-            max_memory_bytes=parse_size(max_memory),
-        )
+        given: _ImportOptions = {
+            "overrides": overrides or [],
+            "drop": drop or [],
+            "allow_pickle": allow_pickle,
+            "tolerance": DEFAULT_TOLERANCE if tolerance is None else tolerance,
+            "max_memory_bytes": parse_size(max_memory),
+        }
+        if dry_run:
+            _print_import_plan(source, api.plan_import(Path(source), Path(output), **given))
+            return
+        imported = api.import_weights(Path(source), Path(output), watch=progress, **given)
         print(f"{source}: {imported.layout}")
-        for sentence in imported.assumed:
-            print(f"assumed: {sentence}")
-        if imported.set_aside:
-            print(f"no part of the model: {len(imported.set_aside)} tensors, such as {', '.join(imported.set_aside[:3])}")
+        _print_found(imported)
         _print_comparisons(imported.comparisons)
-        print(
-            f"{imported.folder}: use it as init_from.path, or with evaluate --checkpoint; its model is\n{dump_yaml(imported.model)}", end=""
-        )
+        print(f"{imported.folder}: use it as init_from.path, or with evaluate --checkpoint; its model is")
+        _print_model(imported.model)
 
 
 def export(
@@ -109,6 +128,7 @@ def export(
     output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Default: export/LAYOUT in the run directory.")] = None,
     tolerance: ToleranceOption = None,
     max_memory: MemoryOption = "4GiB",
+    dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a checkpoint's weights as timm, Hugging Face transformers, vit_jax or big_vision load them, with a model card.
@@ -118,16 +138,20 @@ def export(
     """
     with present_errors(debug=debug):
         from vitscale import api
+        from vitscale.config.progress import progress
         from vitscale.train.equality import DEFAULT_TOLERANCE
 
-        exported = api.export(
-            run,
-            layout=layout.value,
-            weights=weights.value,
-            output=output,
-            tolerance=DEFAULT_TOLERANCE if tolerance is None else tolerance,
-            max_memory_bytes=parse_size(max_memory),
-        )
+        given: _ExportOptions = {
+            "layout": layout.value,
+            "weights": weights.value,
+            "output": output,
+            "tolerance": DEFAULT_TOLERANCE if tolerance is None else tolerance,
+            "max_memory_bytes": parse_size(max_memory),
+        }
+        if dry_run:
+            _print_export_plan(api.plan_export(run, **given))
+            return
+        exported = api.export(run, watch=progress, **given)
         for note in exported.notes:
             print(f"otherwise in the programs of {exported.layout}: {note}")
         _print_comparisons(exported.comparisons)
@@ -143,6 +167,55 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def _print_found(found: "Imported | ImportPlan") -> None:
+    for sentence in found.assumed:
+        print(f"assumed: {sentence}")
+    if found.set_aside:
+        print(f"no part of the model: {len(found.set_aside)} tensors, such as {', '.join(found.set_aside[:3])}")
+
+
 def _print_comparisons(comparisons: "Iterable[Comparison]") -> None:
     for comparison in comparisons:
         print(comparison.describe())
+
+
+def _print_planned_comparisons(comparisons: "Iterable[Comparison]") -> None:
+    for comparison in comparisons:
+        print(comparison.describe() if comparison.skipped else f"against {comparison.against}: would be compared")
+
+
+def _print_model(model: dict[str, Any]) -> None:
+    from vitscale.config import dump_yaml
+
+    print(dump_yaml(model), end="")
+
+
+def _print_import_plan(source: str, plan: "ImportPlan") -> None:
+    from vitscale.config.progress import format_size
+
+    sizes = ", ".join(f"{path.name} ({format_size(path.stat().st_size)})" for path in plan.files)
+    print(f"{source}: {plan.layout}, {plan.num_tensors} tensors of the model, in {sizes}")
+    _print_found(plan)
+    _print_planned_comparisons(plan.comparisons)
+    print(plan.room.describe())
+    parts = f"{plan.num_parts} files" if plan.num_parts > 1 else "1 file"
+    print(f"{plan.folder}: would hold one checkpoint, its weights in {parts}; its model would be")
+    _print_model(plan.model)
+    print("dry run: nothing was written, and no value was read")
+
+
+def _print_export_plan(plan: "ExportPlan") -> None:
+    from vitscale.config.progress import format_size
+
+    print(f"{plan.checkpoint}: to {plan.layout}, {plan.num_tensors} tensors; its model is")
+    _print_model({"model": plan.model})
+    for name in plan.left_behind:
+        print(f"left behind: {name}, which the layout does not hold")
+    for note in plan.notes:
+        print(f"otherwise in the programs of {plan.layout}: {note}")
+    _print_planned_comparisons(plan.comparisons)
+    print(plan.room.describe())
+    first, *others = plan.files
+    older = ", in place of the export there" if plan.replaces else ""
+    print(f"{plan.folder}: would hold {first} (about {format_size(plan.num_bytes)}), {', '.join(others)}{older}")
+    print("dry run: nothing was written, and no value was read")

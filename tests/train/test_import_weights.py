@@ -1,5 +1,7 @@
 """Imports: every layout gives its project's logits, goes back bit for bit, and serves as a run; every kind of bad file is refused."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from vitscale import api
 from vitscale.checkpoint.discover import resolve_checkpoint
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, UsageError
-from vitscale.train.import_weights import Imported, import_weights
+from vitscale.train.import_weights import Imported, import_weights, plan_import
 from vitscale.train.initial import initial_values
 
 HEADS = f"model.num_heads={foreign.HEADS}"
@@ -188,8 +190,37 @@ def test_it_is_written_in_parts_where_memory_is_short(tmp_path: Path) -> None:
     assert whole.manifest.world_size == 1
     assert parts.manifest.world_size > 2
     assert all(torch.equal(whole.read_full(name), parts.read_full(name)) for name in whole.shapes())
-    with pytest.raises(CheckpointError, match="--max-memory: 0 MiB are allowed"):
+    with pytest.raises(CheckpointError, match=r"--max-memory: 10\.0 KiB are allowed.* give at least 1MiB"):
         import_weights(path, tmp_path / "none", max_memory_bytes=10 << 10)
+
+
+def test_a_dry_run_of_a_pickle_knows_the_model_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torch_state()
+    torch.save(state, tmp_path / "weights.pth")
+    monkeypatch.setattr("vitscale.train.import_weights.shapes_of_pickle", lambda _: {name: tuple(v.shape) for name, v in state.items()})
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        plan_import(tmp_path / "weights.pth", tmp_path / "out", overrides=[HEADS])
+    plan = plan_import(tmp_path / "weights.pth", tmp_path / "out", overrides=[HEADS], allow_pickle=True)
+    assert plan.layout == "timm"
+    assert plan.model["model"]["num_heads"] == foreign.HEADS
+    assert plan.room.disk_bytes == 2 * 4 * sum(value.numel() for value in state.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_it_tells_how_far_it_is(tmp_path: Path) -> None:
+    told: dict[str, list[int]] = {}
+
+    @contextmanager
+    def watch(label: str, *, total: int, unit: str = "items") -> Iterator[Callable[[int], None]]:
+        told[label] = [total]
+        yield told[label].append
+        assert told[label][-1] == total, (label, unit)
+        assert told[label][1:] == sorted(told[label][1:])
+
+    import_weights(write_npz(tmp_path / "weights.npz", google_arrays()), tmp_path / "out", watch=watch)
+    blocks = {"running the model here, in blocks": 2, "running the formulas of vit_jax, in blocks": 2, "running timm": 1}
+    assert {label: values[0] for label, values in told.items() if label in blocks} == blocks
+    assert set(told) == {"hashing", "reading and writing", *blocks}
 
 
 def without(arrays: dict[str, Any], part: str) -> dict[str, Any]:

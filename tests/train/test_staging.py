@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitscale.config import ConfigError, UsageError
-from vitscale.train.staging import staged_folder
+from vitscale.train.staging import scratch_folder, staged_folder
 
 
 def fill(final: Path, text: str) -> None:
@@ -37,6 +37,21 @@ def test_what_holds_something_else_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds something else"):
         fill(tmp_path / "out", "x")
     assert (tmp_path / "out" / "notes").read_text() == "mine"
+
+
+def test_a_refusal_leaves_no_folder_above_that_was_not_there(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "run" / "export" / "timm") as folder:
+        (folder / "a").write_text(str(1 // 0))
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_scratch_folder_lies_beside_and_is_removed(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "out") as scratch, staged_folder(tmp_path / "out") as folder:
+        assert scratch.parent == folder.parent == tmp_path
+        (scratch / "a").write_text("")
+        (folder / "b").write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "b"]
 
 
 def test_a_disk_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Pickles: tensors come out, anything that would run code does not."""
 
 import argparse
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitscale.config import CheckpointError
-from vitscale.weights.pickled import _convert, convert_pickle
+from vitscale.weights.pickled import _convert, convert_pickle, main
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1).half()}
 
@@ -40,6 +42,14 @@ def test_tensors_are_found_under_the_keys_that_programs_use(tmp_path: Path, key:
     found = load_file(tmp_path / "w.safetensors")
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], value) for name, value in WEIGHTS.items())
+
+
+def test_without_a_target_the_shapes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": WEIGHTS}, tmp_path / "w.pth")
+    monkeypatch.setattr(sys, "argv", ["pickled", str(tmp_path / "w.pth")])
+    main()
+    assert json.loads(capsys.readouterr().out) == {"a.weight": [2, 3], "b": [1]}
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
 def test_what_holds_no_weights_says_what_it_holds(tmp_path: Path) -> None:

@@ -1,21 +1,17 @@
-"""Tables and progress of the `vitscale checkpoint` commands."""
+"""Tables of the `vitscale checkpoint` commands."""
 
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
 from vitscale.checkpoint.describe import Description, ListedCheckpoint
+from vitscale.config.progress import format_size
 
-_SECONDS_BETWEEN_LINES = 10.0
 _WIDTH_OFF_A_TERMINAL = 160
 
 
@@ -53,45 +49,6 @@ def print_description(description: Description, *, stream: TextIO | None = None)
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
         table.add_row(Text(tensor.name), shape, tensor.dtype, ", ".join(tensor.kinds), format_size(tensor.num_bytes))
     console.print(table)
-
-
-@contextmanager
-def byte_progress(label: str, *, total: int, stream: TextIO | None = None) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told the bytes done so far, by any thread: a bar on a terminal, a line now and then elsewhere."""
-    stream = stream or sys.stderr
-    if stream.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(file=stream)) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    lock = threading.Lock()
-    last_shown = time.monotonic()
-
-    def report(done: int) -> None:
-        nonlocal last_shown
-        with lock:
-            if time.monotonic() - last_shown >= _SECONDS_BETWEEN_LINES and done < total:
-                last_shown = time.monotonic()
-                print(f"{label}: {format_size(done)} of {format_size(total)}", file=stream, flush=True)
-
-    yield report
-
-
-def format_size(num_bytes: int) -> str:
-    """Bytes in the unit that suits them."""
-    size = float(num_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _console(stream: TextIO | None) -> Console:

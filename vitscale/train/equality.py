@@ -2,9 +2,10 @@
 
 # B batch, C channels, H height, W width
 
+import importlib.util
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from vitscale.config import CheckpointError
+from vitscale.config.progress import Watch, format_size, silent
 from vitscale.dist.seeding import counter_key
 from vitscale.models import ViTConfig
 from vitscale.nn.preprocess import Normaliser
 from vitscale.train.stored_model import StoredModel, streamed_output
 from vitscale.weights.forms import Shape
 from vitscale.weights.installed import NotUsable
+from vitscale.weights.names import split_block
 from vitscale.weights.reference import ReferenceSettings, has_formulas, reference_output
 from vitscale.weights.rules import HeldConfig, Layout
 
@@ -70,8 +73,32 @@ class Comparison:
         return f"against {self.against}: {delta}, largest |{self.quantity[:-1]}| {self.max_abs_output:.3g}"
 
 
+def planned_comparisons(
+    layout: Layout, *, library: str, model: HeldConfig, shapes: Mapping[str, Shape], max_memory_bytes: int, tolerance: float, where: str
+) -> tuple[Comparison, ...]:
+    """The comparisons to be made, without figures, as far as can be told before a tensor is read.
+
+    Raises `CheckpointError` as `compare` does where none can be made.
+    """
+    why = _too_large(shapes, max_memory_bytes=max_memory_bytes)
+    if why is None and importlib.util.find_spec(library) is None:
+        why = f"{library} is not installed"
+    planned = [Comparison(against=library, skipped=why)]
+    if has_formulas(layout) and isinstance(model, ViTConfig):
+        planned.insert(0, Comparison(against=f"the formulas of {layout}"))
+    _refuse_none(planned, layout=layout, library=library, tolerance=tolerance, where=where)
+    return tuple(planned)
+
+
 def compare(
-    stored: StoredModel, *, read: Callable[[str], Tensor], foreign: Foreign, max_memory_bytes: int, tolerance: float, where: str
+    stored: StoredModel,
+    *,
+    read: Callable[[str], Tensor],
+    foreign: Foreign,
+    max_memory_bytes: int,
+    tolerance: float,
+    where: str,
+    watch: Watch = silent,
 ) -> tuple[Comparison, ...]:
     """Run our model on weights that `read` gives by our names, and the foreign ones by their project's formulas, where they are written
     down here, and in its own library, where it is installed and both fit the memory.
@@ -80,24 +107,21 @@ def compare(
     """
     model = foreign.model
     images_BCHW = _images(model.num_channels, side=model.image_size)
-    ours = streamed_output(stored, read=read, image_BCHW=images_BCHW)
+    ours = streamed_output(stored, read=read, image_BCHW=images_BCHW, watch=watch)
     normalised_BCHW = Normaliser(mean=model.image_mean, std=model.image_std)(images_BCHW, dtype=torch.float32)
-    made = [_with_library(foreign, ours=ours, image_BCHW=normalised_BCHW, max_memory_bytes=max_memory_bytes, where=where)]
+    with watch(f"running {foreign.library}", total=1) as report:
+        made = [_with_library(foreign, ours=ours, image_BCHW=normalised_BCHW, max_memory_bytes=max_memory_bytes, where=where)]
+        report(1)
     if has_formulas(foreign.layout) and isinstance(model, ViTConfig):
         with torch.inference_mode():
-            theirs = _by_formulas(foreign, model=model, image_BCHW=normalised_BCHW)
+            theirs = _by_formulas(foreign, model=model, image_BCHW=normalised_BCHW, watch=watch)
         made.insert(0, _difference(f"the formulas of {foreign.layout}", ours=ours, theirs=theirs))
         if stored.objective is not None and bool((ours == ours[:1]).all()):
             # A head of zeros gives every image the same logits, which says nothing of what comes before it.
             made.append(_of_features(stored, read=read, foreign=foreign, images_BCHW=images_BCHW))
     if stored.objective is None:
         made = [replace(comparison, quantity="features") for comparison in made]
-    if all(comparison.skipped for comparison in made) and not math.isinf(tolerance):
-        why = "; ".join(comparison.describe() for comparison in made)
-        raise CheckpointError(
-            f"{where}: nothing could be compared ({why}), and the formulas of {foreign.layout} are not written down"
-            f" here. Install {foreign.library}, give more --max-memory, or go without with --tolerance inf"
-        )
+    _refuse_none(made, layout=foreign.layout, library=foreign.library, tolerance=tolerance, where=where)
     bad = [comparison for comparison in made if not comparison.within(tolerance)]
     if bad:
         raise CheckpointError(
@@ -105,6 +129,22 @@ def compare(
             f" {tolerance:g} of the largest). {_cause(foreign)}, or accept the difference with --tolerance"
         )
     return tuple(made)
+
+
+def _refuse_none(comparisons: Sequence[Comparison], *, layout: Layout, library: str, tolerance: float, where: str) -> None:
+    if all(comparison.skipped for comparison in comparisons) and not math.isinf(tolerance):
+        why = "; ".join(comparison.describe() for comparison in comparisons)
+        raise CheckpointError(
+            f"{where}: nothing could be compared ({why}), and the formulas of {layout} are not written down"
+            f" here. Install {library}, give more --max-memory, or go without with --tolerance inf"
+        )
+
+
+def _too_large(shapes: Mapping[str, Shape], *, max_memory_bytes: int) -> str | None:
+    needed = _COPIES * 4 * sum(math.prod(shape) for shape in shapes.values())
+    if needed <= max_memory_bytes:
+        return None
+    return f"loading the model takes about {format_size(needed)}, more than --max-memory"
 
 
 def _cause(foreign: Foreign) -> str:
@@ -128,7 +168,7 @@ def _of_features(stored: StoredModel, *, read: Callable[[str], Tensor], foreign:
     return replace(_difference(f"the formulas of {foreign.layout}", ours=ours, theirs=theirs), quantity="features")
 
 
-def _by_formulas(foreign: Foreign, *, model: ViTConfig, image_BCHW: Tensor) -> Tensor:
+def _by_formulas(foreign: Foreign, *, model: ViTConfig, image_BCHW: Tensor, watch: Watch = silent) -> Tensor:
     settings = ReferenceSettings(
         layout=foreign.layout,
         depth=model.shape.depth,
@@ -137,13 +177,20 @@ def _by_formulas(foreign: Foreign, *, model: ViTConfig, image_BCHW: Tensor) -> T
         layer_norm_eps=model.layer_norm_eps,
         pooling=model.pooling,
     )
-    return reference_output(image_BCHW, settings=settings, names=foreign.shapes, read=foreign.read)
+    begun: set[str] = set()
+
+    def read(name: str) -> Tensor:
+        begun.add(split_block(name)[1])
+        report(min(len(begun - {""}), model.shape.depth))
+        return foreign.read(name)
+
+    with watch(f"running the formulas of {foreign.layout}, in blocks", total=model.shape.depth) as report:
+        return reference_output(image_BCHW, settings=settings, names=foreign.shapes, read=read)
 
 
 def _with_library(foreign: Foreign, *, ours: Tensor, image_BCHW: Tensor, max_memory_bytes: int, where: str) -> Comparison:
-    needed = _COPIES * 4 * sum(math.prod(shape) for shape in foreign.shapes.values())
-    if needed > max_memory_bytes:
-        why = f"loading the model takes about {needed / 2**30:.2f} GiB, more than --max-memory"
+    why = _too_large(foreign.shapes, max_memory_bytes=max_memory_bytes)
+    if why is not None:
         return Comparison(against=foreign.library, skipped=why)
     try:
         theirs = foreign.load()(image_BCHW)

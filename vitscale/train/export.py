@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +15,13 @@ from vitscale.checkpoint.discover import resolve_checkpoint
 from vitscale.checkpoint.durable import DurableStream, write_durably
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
-from vitscale.config import CheckpointError
+from vitscale.config.progress import Watch, silent
 from vitscale.models import ViTConfig
 from vitscale.nn.positions import sincos_positions
-from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare
+from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare, planned_comparisons
 from vitscale.train.model_card import SIGNATURE, model_card
-from vitscale.train.staging import staged_folder
+from vitscale.train.room import Room, find_room
+from vitscale.train.staging import check_final, staged_folder
 from vitscale.train.stored_model import StoredModel, check_fits, read_stored_model
 from vitscale.weights.companions import companion_files
 from vitscale.weights.containers import write_npz, write_safetensors
@@ -36,6 +38,8 @@ DEFAULT_MAX_MEMORY_BYTES = 4 << 30
 _CARD = "README.md"
 _PREFIXES: dict[Layout, str] = {"big_vision": "params/"}
 """What stands before every name in a file."""
+_OF_TRAINING = ("stochastic_depth", "dropout", "patch_dropout", "flexible_patches", "naflex")
+"""Settings of a model that matter in training, or for inputs that no layout knows, only."""
 _CHUNK_ELEMENTS = 1 << 22
 """Elements on their way between files: 16 MiB."""
 
@@ -54,6 +58,88 @@ class Exported:
     """What the layout's programs do otherwise, and no file can tell them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan:
+    """What an export would read and write; `comparisons` have no figures yet."""
+
+    checkpoint: Path
+    folder: Path
+    layout: Layout
+    num_tensors: int
+    num_bytes: int
+    """Of the weights."""
+    files: tuple[str, ...]
+    replaces: bool
+    """Whether an older export is there."""
+    model: dict[str, Any]
+    left_behind: tuple[str, ...]
+    """Settings of training that no layout carries."""
+    notes: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    room: Room
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """What is known before a tensor is read."""
+
+    reader: CheckpointReader
+    stored: StoredModel
+    layout: Layout
+    model: HeldConfig
+    weights: "_Weights"
+    conversions: list[Conversion]
+    folder: Path
+    file_name: str
+    companions: dict[str, dict[str, Any]]
+    comparisons: tuple[Comparison, ...]
+    room: Room
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Their tensors."""
+        return {name: shape for conversion in self.conversions for name, shape in conversion.theirs.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the layout's programs do otherwise."""
+        return (*differences(self.model, layout=self.layout), *image_note(self.model, layout=self.layout))
+
+    @property
+    def replaceable(self) -> tuple[str, ...]:
+        """The files of an older export."""
+        return (self.file_name, _CARD, *self.companions)
+
+
+def plan_export_checkpoint(
+    run: Path,
+    *,
+    layout: Format,
+    kind: Kind = "weight",
+    output: Path | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+) -> ExportPlan:
+    """What `export_checkpoint` would do. Writes nothing. Raises as that does for what can be known before values are read."""
+    planned = _plan(run, layout=layout, kind=kind, output=output, tolerance=tolerance, max_memory_bytes=max_memory_bytes)
+    model = planned.model
+    fields = {name: field.get_default(call_default_factory=True) for name, field in type(model).model_fields.items()}
+    return ExportPlan(
+        checkpoint=planned.reader.path,
+        folder=planned.folder,
+        layout=planned.layout,
+        num_tensors=len(planned.shapes),
+        num_bytes=planned.room.disk_bytes,
+        files=planned.replaceable,
+        replaces=planned.folder.exists(),
+        model={"kind": model.kind, **model.model_dump(mode="json", exclude_defaults=True)},
+        left_behind=tuple(f"model.{name}" for name in _OF_TRAINING if name in fields and getattr(model, name) != fields[name]),
+        notes=planned.notes,
+        comparisons=planned.comparisons,
+        room=planned.room,
+    )
+
+
 def export_checkpoint(
     run: Path,
     *,
@@ -62,15 +148,52 @@ def export_checkpoint(
     output: Path | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
     max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+    watch: Watch = silent,
 ) -> Exported:
     """Write the fp32 weights of a run (its newest whole checkpoint) or of one checkpoint to the folder `output` (None:
     `export/<layout>` beside the checkpoints): weights, the files that say how they are built, and a model card.
 
     `kind` "ema" takes their moving average. Reads and writes tensor by tensor, whatever number of ranks wrote the checkpoint; tensors
-    take up to `max_memory_bytes` beside the program itself. Before the folder appears, the outputs of the model here and of what was
-    written are compared. Raises `CheckpointError` when there is no usable checkpoint, `layout` cannot hold the model, or the outputs
-    differ by more than `tolerance`; `ConfigError` and `UsageError` when the folder cannot be written.
+    take up to `max_memory_bytes` beside the program itself; `watch` is told how far it is. Before the folder appears, the outputs of
+    the model here and of what was written are compared. Raises `CheckpointError` when there is no usable checkpoint, `layout` cannot hold
+    the model, or the outputs differ by more than `tolerance`; `ConfigError` and `UsageError` when the folder cannot be written.
     """
+    planned = _plan(run, layout=layout, kind=kind, output=output, tolerance=tolerance, max_memory_bytes=max_memory_bytes)
+    reader, folder, model, file_name = planned.reader, planned.folder, planned.model, planned.file_name
+    with staged_folder(folder, replaceable=planned.replaceable, signature=(_CARD, SIGNATURE)) as partial_folder:
+        with watch(f"writing {file_name}", total=planned.room.disk_bytes, unit="bytes") as report:
+            _write_weights(
+                partial_folder / file_name,
+                conversions=planned.conversions,
+                weights=planned.weights,
+                metadata=_metadata(model, reader, kind=kind),
+                prefix=_PREFIXES.get(planned.layout, ""),
+                report=report,
+            )
+        for name, values in planned.companions.items():
+            write_durably(partial_folder / name, (json.dumps(values, indent=2) + "\n").encode())
+        comparisons = compare(
+            planned.stored,
+            read=planned.weights.read,
+            foreign=_written(partial_folder / file_name, layout=planned.layout, model=model, num_classes=planned.stored.num_classes),
+            max_memory_bytes=max_memory_bytes,
+            tolerance=tolerance,
+            where=str(folder),
+            watch=watch,
+        )
+        card = model_card(reader, kind=kind, layout=planned.layout, comparisons=comparisons, notes=planned.notes)
+        write_durably(partial_folder / _CARD, card.encode())
+    return Exported(
+        folder=folder,
+        layout=planned.layout,
+        num_tensors=len(planned.shapes),
+        num_bytes=(folder / file_name).stat().st_size,
+        comparisons=comparisons,
+        notes=planned.notes,
+    )
+
+
+def _plan(run: Path, *, layout: Format, kind: Kind, output: Path | None, tolerance: float, max_memory_bytes: int) -> _Planned:
     reader = CheckpointReader(resolve_checkpoint(run))
     stored = read_stored_model(reader)
     chosen, model = choose_layout(
@@ -81,39 +204,38 @@ def export_checkpoint(
     conversions = plan_conversions(
         weights.shapes, layout=chosen, sizes=sizes_of(model, their_row=class_row, is_split_mlp=writes_halves(model, layout=chosen))
     )
-    _check_memory(conversions, max_memory_bytes=max_memory_bytes)
     folder = output if output is not None else _home(reader.path) / "export" / layout
-    companions = companion_files(model, layout=chosen, num_classes=stored.num_classes)
     shapes = {name: shape for conversion in conversions for name, shape in conversion.theirs.items()}
-    file_name = "model.npz" if chosen in ("vit_jax", "big_vision") else "model.safetensors"
-    with staged_folder(folder, replaceable=(file_name, _CARD, *companions), signature=(_CARD, SIGNATURE)) as partial_folder:
-        _write_weights(
-            partial_folder / file_name,
-            conversions=conversions,
-            weights=weights,
-            metadata=_metadata(model, reader, kind=kind),
-            prefix=_PREFIXES.get(chosen, ""),
-        )
-        for name, values in companions.items():
-            write_durably(partial_folder / name, (json.dumps(values, indent=2) + "\n").encode())
-        comparisons = compare(
-            stored,
-            read=weights.read,
-            foreign=_written(partial_folder / file_name, layout=chosen, model=model, num_classes=stored.num_classes),
+    planned = _Planned(
+        reader=reader,
+        stored=stored,
+        layout=chosen,
+        model=model,
+        weights=weights,
+        conversions=conversions,
+        folder=folder,
+        file_name="model.npz" if chosen in ("vit_jax", "big_vision") else "model.safetensors",
+        companions=companion_files(model, layout=chosen, num_classes=stored.num_classes),
+        # What cannot be passed on in pieces, or is run, is held whole: the largest such, in two forms.
+        room=find_room(
+            folder,
+            memory_bytes=max(2 * 4 * conversion.num_elements for conversion in conversions),
+            max_memory_bytes=max_memory_bytes,
+            disk_bytes=sum(4 * math.prod(shape) for shape in shapes.values()),
+            num_forms=2,
+        ),
+        comparisons=planned_comparisons(
+            chosen,
+            library=library_of(chosen),
+            model=project_form(model, layout=chosen),
+            shapes=shapes,
             max_memory_bytes=max_memory_bytes,
             tolerance=tolerance,
             where=str(folder),
-        )
-        notes = (*differences(model, layout=chosen), *image_note(model, layout=chosen))
-        write_durably(partial_folder / _CARD, model_card(reader, kind=kind, layout=chosen, comparisons=comparisons, notes=notes).encode())
-    return Exported(
-        folder=folder,
-        layout=chosen,
-        num_tensors=len(shapes),
-        num_bytes=(folder / file_name).stat().st_size,
-        comparisons=comparisons,
-        notes=notes,
+        ),
     )
+    check_final(folder, replaceable=planned.replaceable, signature=(_CARD, SIGNATURE))
+    return planned
 
 
 class _Weights:
@@ -150,25 +272,40 @@ def _fixed_positions(model: HeldConfig) -> dict[str, Tensor]:
     return {POSITIONS: table}
 
 
-def _check_memory(conversions: list[Conversion], *, max_memory_bytes: int) -> None:
-    """What cannot be passed on in pieces, or is run, is held whole: the largest such, in two forms."""
-    needed = max(2 * 4 * conversion.num_elements for conversion in conversions) / 2**20
-    if needed > max_memory_bytes / 2**20:
-        raise CheckpointError(
-            f"--max-memory: {max_memory_bytes / 2**20:.0f} MiB are allowed, and the largest tensor of this model takes {needed:.0f} MiB in"
-            " two forms; give at least that"
-        )
-
-
-def _write_weights(path: Path, *, conversions: list[Conversion], weights: _Weights, metadata: Mapping[str, str], prefix: str) -> None:
+def _write_weights(
+    path: Path,
+    *,
+    conversions: list[Conversion],
+    weights: _Weights,
+    metadata: Mapping[str, str],
+    prefix: str,
+    report: Callable[[int], None],
+) -> None:
+    """`report` is told the bytes that were written."""
+    written = 0
     if path.suffix == ".npz":
-        write_npz(path, groups=(c.to_theirs([weights.read(name) for name in c.ours]) for c in conversions), prefix=prefix)
+
+        def groups() -> Iterator[dict[str, Tensor]]:
+            nonlocal written
+            for conversion in conversions:
+                yield conversion.to_theirs([weights.read(name) for name in conversion.ours])
+                written += 4 * conversion.num_elements
+                report(written)
+
+        write_npz(path, groups=groups(), prefix=prefix)
         return
     owners = {name: conversion for conversion in conversions for name in conversion.theirs}
     with path.open("xb") as file:
         stream = DurableStream(file)
+
+        def write(data: bytes | memoryview) -> None:
+            nonlocal written
+            stream.write(data)
+            written += len(data)
+            report(written)
+
         write_safetensors(
-            stream.write,
+            write,
             shapes={name: owners[name].theirs[name] for name in owners},
             values=lambda name: _slice_of(owners[name], name, weights=weights),
             metadata=metadata,
@@ -211,10 +348,15 @@ def _written(path: Path, *, layout: Layout, model: HeldConfig, num_classes: int)
         model=computed,
         shapes={name.removeprefix(prefix): shape for name, shape in source.shapes.items()},
         read=lambda name: source.read(f"{prefix}{name}"),
-        library="transformers" if layout.startswith("hf_") else "timm",
+        library=library_of(layout),
         differences=differences(model, layout=layout),
         load=load,
     )
+
+
+def library_of(layout: Layout) -> str:
+    """Whose models load the files of a layout."""
+    return "transformers" if layout.startswith("hf_") else "timm"
 
 
 def _home(checkpoint: Path) -> Path:

@@ -1,7 +1,6 @@
 """Another project's weights as a checkpoint of ours, which fine-tuning and evaluation take like a run's, compared before it is kept."""
 
 import math
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,11 @@ from vitscale.checkpoint.layout import CHECKPOINTS, save_folder, step_folder
 from vitscale.checkpoint.manifest import FileEntry
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, UsageError, apply_overrides, decode, dump_yaml
-from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare
-from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES
-from vitscale.train.staging import staged_folder
+from vitscale.config.progress import Watch, silent
+from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare, planned_comparisons
+from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES, library_of
+from vitscale.train.room import Room, find_room
+from vitscale.train.staging import check_final, scratch_folder, staged_folder
 from vitscale.train.stored_model import StoredModel
 from vitscale.weights.installed import (
     BareOutput,
@@ -36,10 +37,10 @@ from vitscale.weights.installed import (
 )
 from vitscale.weights.mismatch import refuse_mismatch
 from vitscale.weights.names import Conversion, plan_conversions
-from vitscale.weights.pickled import convert_pickle
+from vitscale.weights.pickled import convert_pickle, shapes_of_pickle
 from vitscale.weights.recognise import Recognised, explain_names, recognise
 from vitscale.weights.rules import HeldConfig, Layout
-from vitscale.weights.sources import WeightSource, find_weight_files, open_source, recognise_container
+from vitscale.weights.sources import WeightSource, find_weight_files, open_pickle, open_source, recognise_container
 from vitscale.weights.targets import check_layout, differences, project_form, sizes_of
 
 
@@ -56,6 +57,68 @@ class Imported:
     comparisons: tuple[Comparison, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportPlan:
+    """What an import would read, take it for and write, as `Imported`, of the files `files`; `comparisons` have no figures yet."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    layout: Layout
+    num_tensors: int
+    model: dict[str, Any]
+    assumed: tuple[str, ...]
+    set_aside: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    room: Room
+    num_parts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """What is known before a tensor is read."""
+
+    found: Recognised
+    values: dict[str, Any]
+    stored: StoredModel
+    model: HeldConfig
+    conversions: list[Conversion]
+    comparisons: tuple[Comparison, ...]
+    room: Room
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights in fp32."""
+        return sum(4 * conversion.num_elements for conversion in self.conversions)
+
+
+def plan_import(
+    source: Path,
+    output: Path,
+    *,
+    overrides: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    allow_pickle: bool = False,
+    tolerance: float = DEFAULT_TOLERANCE,
+    max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+) -> ImportPlan:
+    """What `import_weights` would do, from the files' headers. Writes nothing. Raises as that does for what can be known before values
+    are read: of a pickle everything is read, by a process of its own."""
+    with _opened(source, output=output, allow_pickle=allow_pickle, keeps_pickle=True) as opened:
+        planned = _plan(opened, output=output, overrides=overrides, drop=drop, tolerance=tolerance, max_memory_bytes=max_memory_bytes)
+    return ImportPlan(
+        folder=output,
+        files=find_weight_files(source),
+        layout=planned.found.described.layout,
+        num_tensors=len(planned.found.shapes),
+        model=planned.values,
+        assumed=planned.found.described.assumed,
+        set_aside=planned.found.set_aside,
+        comparisons=planned.comparisons,
+        room=planned.room,
+        num_parts=len(list(_parts(planned.conversions, max_memory_bytes=max_memory_bytes))),
+    )
+
+
 def import_weights(
     source: Path,
     output: Path,
@@ -65,52 +128,102 @@ def import_weights(
     allow_pickle: bool = False,
     tolerance: float = DEFAULT_TOLERANCE,
     max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES,
+    watch: Watch = silent,
 ) -> Imported:
     """Write the weights at `source` (an npz or safetensors file, or a folder of timm or Hugging Face) to the new folder `output`, which
     then holds one checkpoint as a run directory does.
 
     `overrides` (`model.num_heads=12`) give what the file does not tell, or tells otherwise; `drop` are patterns of names that are no
     part of the model. A file of torch.save is refused unless `allow_pickle`. Read and written tensor by tensor, which take up to
-    `max_memory_bytes` beside the program itself. Raises `CheckpointError` for a file that is damaged, of another architecture, or
-    whose outputs differ by more than `tolerance` from those of the model here, `ConfigError` and `UsageError` for the output.
+    `max_memory_bytes` beside the program itself; `watch` is told how far it is. Raises `CheckpointError` for a file that is damaged, of
+    another architecture, or whose outputs differ by more than `tolerance` from those of the model here, `ConfigError` and `UsageError`
+    for the output.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output}: is there already; give a new folder")
-    with _opened(source, allow_pickle=allow_pickle) as opened:
-        found = recognise(opened, drop=drop)
-        values = _sections(found, overrides=overrides, where=str(source))
-        stored = decode(StoredModel, values=values, source=str(source))
-        model = check_layout(stored.model, layout=found.described.layout, num_classes=stored.num_classes, where=str(source))
-        conversions = _conversions(found, stored=stored, model=model, where=str(source))
+    with _opened(source, output=output, allow_pickle=allow_pickle, watch=watch) as opened:
+        planned = _plan(opened, output=output, overrides=overrides, drop=drop, tolerance=tolerance, max_memory_bytes=max_memory_bytes)
+        found, stored = planned.found, planned.stored
         with staged_folder(output) as partial_folder:
-            checkpoint = _write_checkpoint(
-                partial_folder / CHECKPOINTS,
-                parts=_parts(conversions, max_memory_bytes=max_memory_bytes),
-                read=partial(_finite, found, where=str(source)),
-                content=_content(stored, found=found, source=source),
-                where=str(source),
-            )
+            content = _content(stored, found=found, source=source, watch=watch)
+            with watch("reading and writing", total=2 * planned.num_bytes, unit="bytes") as report:
+                checkpoint = _write_checkpoint(
+                    partial_folder / CHECKPOINTS,
+                    parts=_parts(planned.conversions, max_memory_bytes=max_memory_bytes),
+                    read=partial(_finite, found, where=str(source)),
+                    content=content,
+                    report=report,
+                    where=str(source),
+                )
             comparisons = compare(
                 stored,
                 read=CheckpointReader(checkpoint).read_full,
-                foreign=_foreign(opened, found=found, model=model, num_classes=stored.num_classes),
+                foreign=_foreign(opened, found=found, model=planned.model, num_classes=stored.num_classes),
                 max_memory_bytes=max_memory_bytes,
                 tolerance=tolerance,
                 where=str(source),
+                watch=watch,
             )
     return Imported(
         folder=output,
         layout=found.described.layout,
-        model=values,
+        model=planned.values,
         assumed=found.described.assumed,
         set_aside=found.set_aside,
         comparisons=comparisons,
     )
 
 
+def _plan(
+    opened: WeightSource,
+    *,
+    output: Path,
+    overrides: Sequence[str],
+    drop: Sequence[str],
+    tolerance: float,
+    max_memory_bytes: int,
+) -> _Planned:
+    where = str(opened.path)
+    found = recognise(opened, drop=drop)
+    layout = found.described.layout
+    values = _sections(found, overrides=overrides, where=where)
+    stored = decode(StoredModel, values=values, source=where)
+    model = check_layout(stored.model, layout=layout, num_classes=stored.num_classes, where=where)
+    conversions = _conversions(found, stored=stored, model=model, where=where)
+    num_bytes = sum(4 * conversion.num_elements for conversion in conversions)
+    room = find_room(
+        output,
+        memory_bytes=max(3 * 4 * conversion.num_elements for conversion in conversions),
+        max_memory_bytes=max_memory_bytes,
+        # A pickle that was not converted yet takes the room of its safetensors too.
+        disk_bytes=2 * num_bytes if opened.container == "pickle" else num_bytes,
+        num_forms=3,
+    )
+    comparisons = planned_comparisons(
+        layout,
+        library=library_of(layout),
+        model=project_form(model, layout=layout),
+        shapes=found.shapes,
+        max_memory_bytes=max_memory_bytes,
+        tolerance=tolerance,
+        where=where,
+    )
+    return _Planned(
+        found=found,
+        values=values,
+        stored=stored,
+        model=model,
+        conversions=conversions,
+        comparisons=comparisons,
+        room=room,
+    )
+
+
 @contextmanager
-def _opened(source: Path, *, allow_pickle: bool) -> Iterator[WeightSource]:
-    """The source opened; a pickle is first turned into safetensors, where that was allowed."""
+def _opened(source: Path, *, output: Path, allow_pickle: bool, keeps_pickle: bool = False, watch: Watch = silent) -> Iterator[WeightSource]:
+    """The source opened; a pickle is first turned into safetensors beside `output`, where that was allowed, or for `keeps_pickle` opened
+    for its shapes only. Raises where `output` cannot be written before anything is read."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output}: is there already; give a new folder")
+    check_final(output)
     files = find_weight_files(source)
     containers = {recognise_container(path) for path in files}
     if "pickle" not in containers:
@@ -121,9 +234,14 @@ def _opened(source: Path, *, allow_pickle: bool) -> Iterator[WeightSource]:
             f"{files[0]}: is a file of torch.save, which is a pickle: it may run any program when it is loaded. Take a safetensors file"
             " if there is one; --allow-pickle reads its tensors, and nothing else, in a process of its own"
         )
-    with tempfile.TemporaryDirectory(prefix="vitscale-import-") as folder:
-        converted = Path(folder) / "model.safetensors"
-        convert_pickle(files[0], target=converted)
+    if keeps_pickle:
+        yield open_pickle(source, file=files[0], shapes=shapes_of_pickle(files[0]))
+        return
+    with scratch_folder(output) as folder:
+        converted = folder / "model.safetensors"
+        with watch("reading the pickle in a process of its own", total=1) as report:
+            convert_pickle(files[0], target=converted)
+            report(1)
         yield open_source(source, files=(converted,), container="safetensors")
 
 
@@ -159,14 +277,9 @@ def _conversions(found: Recognised, *, stored: StoredModel, model: HeldConfig, w
 
 
 def _parts(conversions: Sequence[Conversion], *, max_memory_bytes: int) -> Iterator[list[Conversion]]:
-    """Conversions whose tensors are held together and become one file. Raises `CheckpointError` where one is too much."""
+    """Conversions whose tensors are held together and become one file."""
     largest = max(4 * conversion.num_elements for conversion in conversions)
     room = max_memory_bytes - 2 * largest  # a tensor is read and converted while those before it are held
-    if room < largest:
-        raise CheckpointError(
-            f"--max-memory: {max_memory_bytes / 2**20:.0f} MiB are allowed, and the largest tensor of this model needs"
-            f" {3 * largest / 2**20:.0f} MiB in its three forms; give at least that"
-        )
     part: list[Conversion] = []
     held = 0
     for conversion in conversions:
@@ -180,14 +293,28 @@ def _parts(conversions: Sequence[Conversion], *, max_memory_bytes: int) -> Itera
 
 
 def _write_checkpoint(
-    folder: Path, *, parts: Iterator[list[Conversion]], read: Callable[[str], Tensor], content: SaveContent, where: str
+    folder: Path,
+    *,
+    parts: Iterator[list[Conversion]],
+    read: Callable[[str], Tensor],
+    content: SaveContent,
+    report: Callable[[int], None],
+    where: str,
 ) -> Path:
+    """`report` is told the bytes that were read, in fp32, and written."""
     partial_folder = save_folder(folder, step=content.step)
     prepare(partial_folder)
     entries: list[FileEntry] = []
+    done = 0
     for rank, part in enumerate(parts):
-        fragments = [fragment for conversion in part for fragment in _fragments(conversion, read=read, where=where)]
+        fragments: list[Fragment] = []
+        for conversion in part:
+            fragments += _fragments(conversion, read=read, where=where)
+            done += 4 * conversion.num_elements
+            report(done)
         entries.append(write_part(partial_folder, rank=rank, fragments=fragments, given_up=threading.Event()))
+        done += sum(4 * conversion.num_elements for conversion in part)
+        report(done)
     commit(partial_folder, content=content, parts=entries, check_owner=lambda: None)
     return step_folder(folder, step=content.step)
 
@@ -215,11 +342,20 @@ def _finite(found: Recognised, name: str, *, where: str) -> Tensor:
     return value
 
 
-def _content(stored: StoredModel, *, found: Recognised, source: Path) -> SaveContent:
+def _content(stored: StoredModel, *, found: Recognised, source: Path, watch: Watch) -> SaveContent:
     files = find_weight_files(source)
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        report(done)
+
+    with watch("hashing", total=sum(path.stat().st_size for path in files), unit="bytes") as report:
+        hashes = {path.name: hash_file(path, advance=advance) for path in files}
     record = {
         "source": str(source),
-        "sha256": {path.name: hash_file(path) for path in files},
+        "sha256": hashes,
         "layout": found.described.layout,
         "assumed": list(found.described.assumed),
     }
@@ -244,7 +380,7 @@ def _foreign(opened: WeightSource, *, found: Recognised, model: HeldConfig, num_
         model=computed,
         shapes=dict(found.shapes),
         read=found.read,
-        library="transformers" if layout.startswith("hf_") else "timm",
+        library=library_of(layout),
         differences=differences(model, layout=layout),
         load=load,
     )

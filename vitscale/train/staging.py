@@ -21,16 +21,10 @@ def staged_folder(final: Path, *, replaceable: Sequence[str] = (), signature: tu
     the file that this names. What a killed process has left beside it is removed. Raises `UsageError` for any other folder, and
     `ConfigError` where the disk cannot be written.
     """
-    if final.exists() and not _is_replaceable(final, replaceable, signature=signature):
-        raise UsageError(f"{final}: is there already, and holds something else; give another folder, or move this one away")
+    check_final(final, replaceable=replaceable, signature=signature)
     final = final.absolute()
-    partial = final.with_name(f".{final.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        create_folder(final.parent)
-        _remove_abandoned(final)
-        partial.mkdir()
-        with _lock_of(partial):
-            yield partial
+    with scratch_folder(final) as partial:
+        yield partial
         if final.exists():
             old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
             os.rename(final, old)
@@ -39,10 +33,41 @@ def staged_folder(final: Path, *, replaceable: Sequence[str] = (), signature: tu
         else:
             os.rename(partial, final)
         sync_folder(final.parent)
+
+
+def check_final(final: Path, *, replaceable: Sequence[str] = (), signature: tuple[str, str] | None = None) -> None:
+    """Raise as `staged_folder` does where `final` is taken, or, as far as can be told without writing, cannot be written."""
+    if final.exists() and not _is_replaceable(final, replaceable, signature=signature):
+        raise UsageError(f"{final}: is there already, and holds something else; give another folder, or move this one away")
+    above = next(path for path in final.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{final}: cannot be written: {above} is no folder. Give another folder, on a disk with space.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{final}: cannot be written: {above} is read-only here. Give another folder, on a disk with space.")
+
+
+@contextlib.contextmanager
+def scratch_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside `final`, on the same disk, which is removed at the end, with what was created above it for nothing.
+
+    Raises `ConfigError` where the disk cannot be written.
+    """
+    final = final.absolute()
+    partial = final.with_name(f".{final.name}.tmp-{secrets.token_hex(4)}")
+    created = [path for path in final.parents if not path.exists()]
+    try:
+        create_folder(final.parent)
+        _remove_abandoned(final)
+        partial.mkdir()
+        with _lock_of(partial):
+            yield partial
     except OSError as error:
         raise ConfigError(f"{final}: cannot be written: {error.strerror or error}. Give another folder, on a disk with space.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the first that holds something, from below, ends it
+            for path in created:
+                path.rmdir()
 
 
 def _is_replaceable(folder: Path, names: Sequence[str], *, signature: tuple[str, str] | None) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitscale.checkpoint.fragments import Kind
 from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, Config, decode, parse_yaml
+from vitscale.config.progress import Watch, silent
 from vitscale.models import Backbone, ModelConfig
 from vitscale.objectives import ObjectiveConfig, Supervised
 
@@ -68,10 +69,11 @@ def check_fits(module: nn.Module, *, reader: CheckpointReader, kind: Kind) -> No
         raise CheckpointError(f"{reader.path}: holds another model than the configuration describes ({shown}{more})")
 
 
-def streamed_output(stored: StoredModel, *, read: Callable[[str], Tensor], image_BCHW: Tensor) -> Tensor:
+def streamed_output(stored: StoredModel, *, read: Callable[[str], Tensor], image_BCHW: Tensor, watch: Watch = silent) -> Tensor:
     """fp32 logits (B, classes) of a classifier, pooled features (B, D) of a headless model, of uint8 images (B, C, H, W).
 
     `read` gives the whole value of a parameter by name. One block's weights are in memory at a time, beside what is in no block.
+    `watch` is told the blocks that were run.
     """
     with torch.device("meta"):
         module = stored.build()
@@ -82,11 +84,13 @@ def streamed_output(stored: StoredModel, *, read: Callable[[str], Tensor], image
         _fill(block, prefix=f"backbone.blocks.{index}.", read=read)
         y_BND: Tensor = block(x_BND, **context)
         block.to("meta")
+        report(index + 1)
         return y_BND
 
     backbone.block_runner = run
     _fill(module, prefix="", read=read, leave_out="backbone.blocks.")
-    with torch.inference_mode():
+    num_blocks = len(list(module.get_submodule("backbone.blocks").children()))
+    with torch.inference_mode(), watch("running the model here, in blocks", total=num_blocks) as report:
         module.eval()
         if isinstance(module, Supervised):
             return module.predict({"image": image_BCHW})

@@ -5,6 +5,7 @@ would run code, and what a hole in it could reach is this process.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitscale.config import CheckpointError
+from vitscale.weights.forms import Shape
 
 _CONTAINERS = ("state_dict", "model", "teacher", "module")
 """Under which keys training programs keep the weights: timm and DINO, MAE and DeiT, DINOv2's teacher, DeepSpeed."""
@@ -38,17 +40,32 @@ def convert_pickle(path: Path, *, target: Path) -> None:
 
     Raises `CheckpointError` where the file holds anything that `weights_only` does not load, is damaged, or holds no weights.
     """
+    _run_apart(path, str(target))
+
+
+def shapes_of_pickle(path: Path) -> dict[str, Shape]:
+    """Names and shapes of the tensors of the torch.save file `path`; writes nothing. Raises as `convert_pickle`."""
+    return {name: tuple(shape) for name, shape in json.loads(_run_apart(path)).items()}
+
+
+def _run_apart(path: Path, *arguments: str) -> str:
+    """What `main` prints in a process of its own."""
     # Without the working folder on its path, whose files the process would otherwise import.
-    command = [sys.executable, "-P", "-m", "vitscale.weights.pickled", str(path.absolute()), str(target)]
+    command = [sys.executable, "-P", "-m", "vitscale.weights.pickled", str(path.absolute()), *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == _REFUSED:
         raise CheckpointError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
         raise CheckpointError(f"{path}: the process that was to read it ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done.stdout
 
 
 def _convert(path: Path, *, target: Path) -> None:
+    save_file(dict(_apart(_load(path))), target)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _check_sums(path)
@@ -66,7 +83,7 @@ def _convert(path: Path, *, target: Path) -> None:
             f"{path}: cannot be loaded as weights alone ({why}). Ask its author for a safetensors file, or for one of torch.save that"
             " holds the state dict only; where it should be one, download or copy it again"
         ) from None
-    save_file(dict(_apart(_weights(loaded, path=path))), target)
+    return _weights(loaded, path=path)
 
 
 def _check_sums(path: Path) -> None:
@@ -103,9 +120,12 @@ def _weights(loaded: Any, *, path: Path) -> dict[str, Tensor]:
 
 def main() -> None:
     """Entry point of the process."""
-    source, target = map(Path, sys.argv[1:])
+    source, *target = map(Path, sys.argv[1:])
     try:
-        _convert(source, target=target)
+        if target:
+            _convert(source, target=target[0])
+        else:
+            print(json.dumps({name: list(value.shape) for name, value in _load(source).items()}))
     except CheckpointError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(_REFUSED) from None

@@ -103,10 +103,21 @@ def recognise_container(path: Path) -> Container:
 def open_source(path: Path, *, files: tuple[Path, ...], container: Literal["safetensors", "npz"]) -> WeightSource:
     """Open the weight `files` found at `path`. Reads their headers only. Raises `CheckpointError` where they are damaged."""
     shapes, read = (_open_npz if container == "npz" else _open_safetensors)(files)
-    folder = path if path.is_dir() else path.parent
+    return WeightSource(path=path, files=files, container=container, shapes=shapes, read=read, settings=_read_settings(path))
+
+
+def open_pickle(path: Path, *, file: Path, shapes: Mapping[str, Shape]) -> WeightSource:
+    """The source of a pickle `file` of tensors of known `shapes`, whose values nobody reads."""
+
+    def read(name: str) -> Tensor:
+        raise AssertionError(f"{name}: of a pickle the shapes only are known")
+
+    return WeightSource(path=path, files=(file,), container="pickle", shapes=shapes, read=read, settings=_read_settings(path))
+
+
+def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
     names = ("config.json", "preprocessor_config.json", "open_clip_config.json") if path.is_dir() else ()
-    settings = {name: _read_json(folder / name) for name in names if (folder / name).is_file()}
-    return WeightSource(path=path, files=files, container=container, shapes=shapes, read=read, settings=settings)
+    return {name: _read_json(path / name) for name in names if (path / name).is_file()}
 
 
 def _pickle(path: Path, *, why: str) -> Literal["pickle"]:
