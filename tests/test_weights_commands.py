@@ -31,8 +31,14 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path, monkeyp
     before = sorted(tmp_path.rglob("*"))
     done = CliRunner().invoke(app, ["import", "weights.npz", "new/out", "--dry-run"])
     assert done.exit_code == 0, done.output
-    for shown in ("weights.npz: vit_jax, ", "assumed: GELU is its tanh form", "no part of the model: 1 tensors, such as decoder.weight",
-                  "against the formulas of vit_jax: would be compared", "4.0 GiB allowed by --max-memory; disk: ", "  num_heads: 4"):  # fmt: skip
+    for shown in (
+        "weights.npz: vit_jax, ",
+        "assumed: GELU is its tanh form",
+        "no part of the model: 1 tensors, such as decoder.weight",
+        "against the formulas of vit_jax: would be compared",
+        "4.0 GiB allowed by --max-memory; disk: ",
+        "  num_heads: 4",
+    ):
         assert shown in done.output, shown
     assert sorted(tmp_path.rglob("*")) == before
     done = CliRunner().invoke(app, ["import", "weights.npz", "new/out"])
