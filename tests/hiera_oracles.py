@@ -1,5 +1,6 @@
 """Independent implementations of Hiera with our weights copied in: timm and Hugging Face."""
 
+from abc import ABC, abstractmethod
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from vitscale.models import HieraConfig
 from vitscale.objectives import Supervised
 
 
-class HieraOracle:
+class HieraOracle(ABC):
     """A model of another library, and where each of our parameters' gradient is found in it."""
 
     def __init__(self, model: nn.Module, ours: Supervised) -> None:
@@ -23,9 +24,9 @@ class HieraOracle:
         names = {self.name(name) for name, _ in ours.named_parameters()}
         assert names == {name for name, _ in model.named_parameters()}, "a parameter was left as it was drawn"
 
+    @abstractmethod
     def name(self, name: str) -> str:
         """What our parameter is called in the other library."""
-        raise NotImplementedError
 
     def logits(self, image_BCHW: Tensor) -> Tensor:
         return self.model(image_BCHW)

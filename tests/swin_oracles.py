@@ -1,5 +1,6 @@
 """Independent implementations of Swin and SwinV2 with our weights copied in: timm and Hugging Face."""
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from itertools import accumulate
 
@@ -14,7 +15,7 @@ from vitscale.models import SwinConfig
 from vitscale.objectives import Supervised
 
 
-class SwinOracle:
+class SwinOracle(ABC):
     """A model of another library, and where each of our parameters' gradient is found in it."""
 
     def __init__(self, model: nn.Module, config: SwinConfig, ours: Supervised) -> None:
@@ -30,9 +31,9 @@ class SwinOracle:
                     seen.add(target)
         assert seen == {name for name, _ in model.named_parameters()}, "a parameter was left as it was drawn"
 
+    @abstractmethod
     def names(self, name: str) -> list[str]:
         """What our parameter is called in the other library: one name, or three for the fused query, key and value."""
-        raise NotImplementedError
 
     def logits(self, image_BCHW: Tensor) -> Tensor:
         return self.model(image_BCHW)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -15,6 +16,8 @@ from vitscale.models.settings import (
     as_the_variant_has_it,
     linear_drop_rates,
     one_per_channel,
+    resolved_size,
+    size_or_name,
     with_proposals,
 )
 from vitscale.nn.counter_hash import SEED_KEY, SeedSource
@@ -57,6 +60,8 @@ HIERA_VARIANTS: dict[str, HieraVariant] = {
     ),
     "Hiera-abswin-B": HieraVariant(width=96, depths=(2, 3, 16, 3), num_heads=1, settings={**_ABSWIN, "position_grid": 14}),
 }
+
+_resolved = partial(resolved_size, variants=HIERA_VARIANTS)
 
 
 class HieraSettings(BackboneConfig):
@@ -130,9 +135,7 @@ class HieraSettings(BackboneConfig):
     @field_validator("width", "depths", "num_heads")
     @classmethod
     def _size_is_given(cls, value: int | tuple[int, ...] | None, info: ValidationInfo) -> int | tuple[int, ...] | None:
-        if value is None and info.data.get("variant", "unknown") is None:
-            raise ValueError("required where no model.variant is given")
-        return value
+        return size_or_name(value, info)
 
     @field_validator("num_heads")
     @classmethod
@@ -225,11 +228,3 @@ class HieraSettings(BackboneConfig):
                     )
                 )
         return specs
-
-
-def _resolved(name: str, info: ValidationInfo) -> Any:
-    """The size called `name` as given before, else the variant's; None where either was refused."""
-    given = info.data.get(name)
-    if given is not None or info.data.get("variant") is None:
-        return given
-    return getattr(HIERA_VARIANTS[info.data["variant"]], name)

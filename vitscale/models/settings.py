@@ -43,6 +43,20 @@ def one_per_channel(value: tuple[float, ...], info: ValidationInfo) -> tuple[flo
     return value
 
 
+def size_or_name(value: T, info: ValidationInfo) -> T:
+    """A size, if it is given or a variant has it."""
+    if value is None and info.data.get("variant", "unknown") is None:
+        raise ValueError("required where no model.variant is given")
+    return value
+
+
+def resolved_size(name: str, info: ValidationInfo, *, variants: Mapping[str, Any]) -> Any:
+    """The size called `name` as given before, else that of the variant; None where either was refused."""
+    given = info.data.get(name)
+    variant = info.data.get("variant")
+    return given if given is not None or variant is None else getattr(variants[variant], name)
+
+
 def linear_drop_rates(last: float, *, depth: int) -> tuple[float, ...]:
     """Stochastic depth of each block: from 0 at the first to `last` (Huang et al. 2016)."""
     return tuple(last * index / max(1, depth - 1) for index in range(depth))

@@ -1,13 +1,24 @@
 """The settings of a Swin Transformer: its sizes, version and windows, by name or one by one."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from vitscale.dist.seeding import DrawSource
 from vitscale.models.base import BackboneConfig
-from vitscale.models.settings import IMAGENET, Count, as_the_variant_has_it, linear_drop_rates, one_per_channel, tiling_side, with_proposals
+from vitscale.models.settings import (
+    IMAGENET,
+    Count,
+    as_the_variant_has_it,
+    linear_drop_rates,
+    one_per_channel,
+    resolved_size,
+    size_or_name,
+    tiling_side,
+    with_proposals,
+)
 from vitscale.models.swin_shape import StageShape, SwinShape
 from vitscale.nn.counter_hash import SEED_KEY, SeedSource
 from vitscale.nn.mlp import Gelu
@@ -42,6 +53,8 @@ SWIN_VARIANTS: dict[str, SwinVariant] = {
     "SwinV2-B": SwinVariant(version=2, width=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
     "SwinV2-L": SwinVariant(version=2, width=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
+
+_resolved = partial(resolved_size, variants=SWIN_VARIANTS)
 
 
 class SwinSettings(BackboneConfig):
@@ -113,9 +126,7 @@ class SwinSettings(BackboneConfig):
     @field_validator("width", "depths", "num_heads")
     @classmethod
     def _size_is_given(cls, value: int | tuple[int, ...] | None, info: ValidationInfo) -> int | tuple[int, ...] | None:
-        if value is None and info.data.get("variant", "unknown") is None:
-            raise ValueError("required where no model.variant is given")
-        return value
+        return size_or_name(value, info)
 
     @field_validator("num_heads")
     @classmethod
@@ -201,11 +212,3 @@ class SwinSettings(BackboneConfig):
             by_cosines=self.version == 2,
             unit_window=self.pretrained_window_sizes[index] if self.pretrained_window_sizes else window,
         )
-
-
-def _resolved(name: str, info: ValidationInfo) -> Any:
-    """The size called `name` as given before, else the variant's; None where either was refused."""
-    given = info.data.get(name)
-    if given is not None or info.data.get("variant") is None:
-        return given
-    return getattr(SWIN_VARIANTS[info.data["variant"]], name)

@@ -6,7 +6,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from vitscale.models.exclusions import FOR_TOKENS, refuse_beside_channels, refuse_excluded
 from vitscale.models.naflex import NaFlexConfig, naflex_problem
-from vitscale.models.settings import as_yaml, fixed_part, one_per_channel, tiling_side, with_proposals
+from vitscale.models.settings import as_yaml, fixed_part, one_per_channel, size_or_name, tiling_side, with_proposals
 from vitscale.models.variants import parse_variant
 from vitscale.models.vit_settings import ViTSettings
 from vitscale.nn.halting import HaltingConfig
@@ -59,9 +59,7 @@ class CheckedViTSettings(ViTSettings):
     @field_validator("patch_size", "num_heads", "width", "depth")
     @classmethod
     def _size_is_given(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is None and info.data.get("variant", "unknown") is None:
-            raise ValueError("required where no model.variant is given")
-        return value
+        return size_or_name(value, info)
 
     @field_validator("flexible_patches")
     @classmethod
