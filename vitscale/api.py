@@ -130,8 +130,8 @@ def export(
     watch: Watch = silent,
 ) -> Exported:
     """Write the weights of a run (its newest whole checkpoint) or of one checkpoint as timm, Hugging Face, vit_jax or big_vision
-    load them, into the folder `output` (default: `export/<layout>` in the run directory), after comparing outputs. `watch` is told how
-    far it is.
+    load them, or as a graph of ONNX, into the folder `output` (default: `export/<layout>` in the run directory), after comparing outputs.
+    `watch` is told how far it is.
 
     Raises `CheckpointError`, also where outputs differ by more than `tolerance` of the largest, `ConfigError` or `UsageError`."""
     return export_checkpoint(

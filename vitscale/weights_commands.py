@@ -24,6 +24,7 @@ class Layout(StrEnum):
     HF = "hf"
     VIT_JAX = "vit_jax"
     BIG_VISION = "big_vision"
+    ONNX = "onnx"
 
 
 class Weights(StrEnum):
@@ -55,7 +56,7 @@ class _ImportOptions(TypedDict):
 
 
 class _ExportOptions(TypedDict):
-    layout: Literal["timm", "hf", "vit_jax", "big_vision"]
+    layout: Literal["timm", "hf", "vit_jax", "big_vision", "onnx"]
     weights: Literal["model", "ema"]
     output: str | None
     tolerance: float
@@ -123,7 +124,7 @@ def import_(
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory (its newest checkpoint), one checkpoint, or an import.")],
-    layout: Annotated[Layout, typer.Option(help="Whose names and files.")] = Layout.TIMM,
+    layout: Annotated[Layout, typer.Option(help="Whose names and files; onnx: a graph.")] = Layout.TIMM,
     weights: Annotated[Weights, typer.Option(help="The trained weights or their moving average.")] = Weights.MODEL,
     output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Default: export/LAYOUT in the run directory.")] = None,
     tolerance: ToleranceOption = None,
@@ -131,7 +132,8 @@ def export(
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write a checkpoint's weights as timm, Hugging Face transformers, vit_jax or big_vision load them, with a model card.
+    """Write a checkpoint's weights as timm, Hugging Face transformers, vit_jax or big_vision load them, with a model card; or the model as
+    a graph of ONNX.
 
     Tensor by tensor, whatever number of ranks wrote the checkpoint. What was written is run beside the model here, by the project's
     formulas and by its library where that is installed; a larger difference of outputs than --tolerance is refused.

@@ -153,13 +153,17 @@ class Supervised(Objective):
     def predict(self, batch: Batch) -> Tensor:
         """fp32 logits (B, K) of `batch["image"]`, uint8 (B, C, H, W); nothing is dropped. Images of a batch that does not say which form
         they have are of one size, cut into the model's own patches."""
-        return _mean(self._heads(self._evaluated(batch)))
+        return self.logits(self._evaluated(batch))
+
+    def logits(self, features: Features) -> Tensor:
+        """fp32 logits (B, K) of what the backbone makes of images: the mean over the heads."""
+        return _mean(self._heads(features))
 
     def spend(self, batch: Batch) -> Spending:
         """What `predict` gives, and how many tokens each block computed of each image."""
         features = self._evaluated(batch)
         assert features.tokens_BL is not None, "asked of models that halt only"
-        return Spending(_mean(self._heads(features)), features.tokens_BL)
+        return Spending(self.logits(features), features.tokens_BL)
 
     def _evaluated(self, batch: Batch) -> Features:
         form = {key: batch[key] for key in self.backbone.form_keys & batch.keys()} or None

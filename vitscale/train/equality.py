@@ -150,6 +150,8 @@ def _too_large(shapes: Mapping[str, Shape], *, max_memory_bytes: int) -> str | N
 def _cause(foreign: Foreign) -> str:
     if foreign.differences:
         return f"In the layout {foreign.layout} {'; '.join(foreign.differences)}: train with the same, take another layout"
+    if foreign.layout == "onnx":
+        return "torch's exporter, or onnxruntime, makes another function of this model: try other versions of them"
     return (
         "The weights are read as another model than they are of, most often another GELU, epsilon or number of heads: give it as"
         " model.KEY=VALUE where this is an import"

@@ -21,10 +21,11 @@ from vitscale.checkpoint.reader import CheckpointReader
 from vitscale.config import CheckpointError, UsageError, apply_overrides, decode, dump_yaml
 from vitscale.config.progress import Watch, silent
 from vitscale.train.equality import DEFAULT_TOLERANCE, Comparison, Foreign, compare, planned_comparisons
-from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES, library_of
+from vitscale.train.export import DEFAULT_MAX_MEMORY_BYTES
 from vitscale.train.room import Room, find_room
 from vitscale.train.staging import check_final, scratch_folder, staged_folder
 from vitscale.train.stored_model import StoredModel
+from vitscale.train.tensor_file import library_of
 from vitscale.weights.installed import (
     BareOutput,
     NotUsable,
@@ -192,10 +193,10 @@ def _plan(
     room = find_room(
         output,
         memory_bytes=max(3 * 4 * conversion.num_elements for conversion in conversions),
+        held="the largest tensor of this model in 3 forms",
         max_memory_bytes=max_memory_bytes,
         # A pickle that was not converted yet takes the room of its safetensors too.
         disk_bytes=2 * num_bytes if opened.container == "pickle" else num_bytes,
-        num_forms=3,
     )
     comparisons = planned_comparisons(
         layout,

@@ -18,6 +18,7 @@ SIGNATURE = "written by vitscale"
 """What every card says."""
 
 _LOADING: dict[str, str] = {
+    "onnx": 'onnxruntime.InferenceSession("model.onnx").run(None, {"pixel_values": images})[0]',
     "timm": 'timm.create_model("local-dir:FOLDER", pretrained=True)',
     "hf": 'transformers.AutoModelForImageClassification.from_pretrained("FOLDER"), or AutoModel without a classifier',
     "vit_jax": 'numpy.load("model.npz"), with the names of google-research/vision_transformer',
@@ -27,13 +28,21 @@ _KINDS = {"weight": "the trained weights", "ema": "the moving average of the wei
 
 
 def model_card(
-    reader: CheckpointReader, *, kind: Kind, layout: Layout, comparisons: Sequence[Comparison], notes: Sequence[str] = ()
+    reader: CheckpointReader,
+    *,
+    kind: Kind,
+    layout: Layout,
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str] = (),
+    interface: Sequence[str] = (),
 ) -> str:
-    """The text, in Markdown. What is not known, such as the figures of a run whose logs are elsewhere, is left out."""
+    """The text, in Markdown; `interface` is what goes in and comes out. What is not known, such as the figures of a run whose logs
+    are elsewhere, is left out."""
     folder = reader.path.parent.parent if reader.path.parent.name == "checkpoints" else None
     lines = [f"# {folder.name if folder else reader.path.name}", ""]
     lines += [f"A vision transformer, {_KINDS[kind]} after step {reader.manifest.step}, {SIGNATURE}.", ""]
     lines += ["    " + _LOADING[layout if layout in _LOADING else layout.partition("_")[0]], ""]
+    lines += _section("Input and output", [f"- {line}" for line in interface])
     lines += ["## Compared", "", *(f"- {comparison.describe()}" for comparison in comparisons), ""]
     lines += _section(f"Otherwise in the programs of {layout}", [f"- {note}" for note in notes])
     lines += ["## Data", "", *_data(reader.state), ""]

@@ -24,15 +24,15 @@ class Room:
         return f"memory: {memory}; disk: {format_size(self.disk_bytes)}, {format_size(self.free_disk_bytes)} free"
 
 
-def find_room(output: Path, *, memory_bytes: int, max_memory_bytes: int, disk_bytes: int, num_forms: int) -> Room:
-    """Room for tensors of `memory_bytes`, which are the largest one in so many forms, and a folder `output` of `disk_bytes`.
+def find_room(output: Path, *, memory_bytes: int, max_memory_bytes: int, held: str, disk_bytes: int) -> Room:
+    """Room for tensors of `memory_bytes`, which are `held` at a time, and a folder `output` of `disk_bytes`.
 
     Raises `CheckpointError` where more memory is needed than is allowed, `ConfigError` where the disk is too full.
     """
     if memory_bytes > max_memory_bytes:
         raise CheckpointError(
-            f"--max-memory: {format_size(max_memory_bytes)} are allowed, and the largest tensor of this model takes"
-            f" {format_size(memory_bytes)} in {num_forms} forms; give at least {math.ceil(memory_bytes / 2**20)}MiB"
+            f"--max-memory: {format_size(max_memory_bytes)} are allowed, and {held} takes"
+            f" {format_size(memory_bytes)}; give at least {math.ceil(memory_bytes / 2**20)}MiB"
         )
     free = free_bytes(output)
     if disk_bytes > free:

@@ -69,6 +69,14 @@ def check_fits(module: nn.Module, *, reader: CheckpointReader, kind: Kind) -> No
         raise CheckpointError(f"{reader.path}: holds another model than the configuration describes ({shown}{more})")
 
 
+def whole_module(stored: StoredModel, *, read: Callable[[str], Tensor]) -> nn.Module:
+    """The objective or the headless module with all its weights in memory, which `read` gives by name, to be evaluated."""
+    with torch.device("meta"):
+        module = stored.build()
+    _fill(module, prefix="", read=read)
+    return module.eval()
+
+
 def streamed_output(stored: StoredModel, *, read: Callable[[str], Tensor], image_BCHW: Tensor, watch: Watch = silent) -> Tensor:
     """fp32 logits (B, classes) of a classifier, pooled features (B, D) of a headless model, of uint8 images (B, C, H, W).
 

@@ -1,4 +1,4 @@
-"""The JSON files beside exported weights, from which timm and Hugging Face transformers build the model."""
+"""The JSON files beside exported weights, from which timm and Hugging Face transformers build the model and prepare images."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def companion_files(model: HeldConfig, *, layout: Layout, num_classes: int) -> d
         return {"config.json": _timm_config(model, layout=layout, num_classes=num_classes)}
     if layout.startswith("hf_"):
         return {"config.json": hf_config(model, layout=layout, num_classes=num_classes), "preprocessor_config.json": _hf_images(model)}
-    return {}
+    return {"preprocessor_config.json": _hf_images(model)} if layout == "onnx" else {}
 
 
 def _timm_config(model: HeldConfig, *, layout: Layout, num_classes: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The same weights in timm and in Hugging Face transformers, where they are installed: the yardstick of imports and exports."""
+"""The same weights in timm, in Hugging Face transformers and in onnxruntime, where installed: the yardstick of imports and exports."""
 
 # B batch, C channels, H height, W width
 
@@ -17,7 +17,7 @@ from vitscale.nn.resnet_stem import ResNetStemConfig
 from vitscale.weights.rules import HeldConfig, Layout
 from vitscale.weights.timm_arguments import timm_architecture, timm_arguments
 
-Library = Literal["timm", "transformers"]
+Library = Literal["timm", "transformers", "onnxruntime"]
 BareOutput = Literal["pooler", "class", "mean"]
 Run = Callable[[Tensor], Tensor]
 """Normalised images (B, C, H, W) to logits, or to pooled features of a model without a head."""
@@ -107,6 +107,20 @@ def transformers_from_folder(folder: Path, *, output: BareOutput, has_head: bool
     module.config.mask_ratio = 0.0  # MAE's encoder leaves patches out otherwise
     run = _run(getattr(module, "vision_model", module) if not has_head else module)
     return lambda image_BCHW: _output(run(image_BCHW), output=output)
+
+
+def onnxruntime_from_file(path: Path) -> Run:
+    """What onnxruntime computes from a graph of one input and one output, on the CPU. Raises `NotUsable`."""
+    library = load_library("onnxruntime")
+    options = library.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base of their own
+        raise RuntimeError(str(error)) from error
+    name = session.get_inputs()[0].name
+    return lambda image_BCHW: torch.from_numpy(session.run(None, {name: image_BCHW.numpy()})[0])
 
 
 def _output(result: Any, *, output: BareOutput) -> Tensor:

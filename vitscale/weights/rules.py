@@ -15,8 +15,9 @@ from vitscale.weights.vit_rules import big_vision, hf_dinov2, hf_siglip, hf_vit,
 Layout = Literal[
     "timm", "timm_beit", "timm_eva", "timm_swin", "timm_hiera",
     "hf_vit", "hf_deit", "hf_dinov2", "hf_dinov2_with_registers", "hf_siglip", "hf_beit", "hf_dinov3_vit", "hf_swin", "hf_swinv2",
-    "hf_clip", "open_clip", "vit_jax", "big_vision",
+    "hf_clip", "open_clip", "vit_jax", "big_vision", "onnx",
 ]  # fmt: skip
+"""Names and shapes of tensors, which have rules below; onnx is a graph instead, made of the model itself."""
 
 HeldConfig = ViTConfig | SwinConfig | HieraConfig
 """The kinds of models that a layout may hold."""

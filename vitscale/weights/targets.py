@@ -13,7 +13,7 @@ from vitscale.nn.stems import PatchStemConfig
 from vitscale.weights.forms import Sizes
 from vitscale.weights.rules import HeldConfig, Layout
 
-Format = Literal["timm", "hf", "vit_jax", "big_vision"]
+Format = Literal["timm", "hf", "vit_jax", "big_vision", "onnx"]
 
 LAYOUTS: dict[Format, tuple[Layout, ...]] = {
     "timm": ("timm", "timm_beit", "timm_eva", "timm_swin", "timm_hiera"),
@@ -23,6 +23,7 @@ LAYOUTS: dict[Format, tuple[Layout, ...]] = {
     ),
     "vit_jax": ("vit_jax",),
     "big_vision": ("big_vision",),
+    "onnx": ("onnx",),
 }  # fmt: skip
 """The first that can hold a model is taken."""
 
@@ -85,11 +86,11 @@ _STEMS = _Hybrids((PatchStemConfig(), ResNetStemConfig()))
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """The kind of model, and the values that settings may have, by name; those not named have their default. `problem` says what else
-    is in the way."""
+    """The kind of model (None: any), and the values that settings may have, by name (None: any); those not named have their default.
+    `problem` says what else is in the way."""
 
-    settings: Mapping[str, tuple[Any, ...]]
-    kind: str = "vit"
+    settings: Mapping[str, tuple[Any, ...]] | None
+    kind: str | None = "vit"
     has_pre_logits: bool = False
     problem: Callable[[Any, int], str | None] = field(default=lambda _model, _num_classes: None)
 
@@ -101,7 +102,7 @@ def choose_layout(model: ModelConfig, *, target: Format, num_classes: int, has_p
     """
 
     def problems(target: Format) -> dict[Layout, str | None]:
-        same_kind = [layout for layout in LAYOUTS[target] if _ROOMS[layout].kind == model.kind]
+        same_kind = [layout for layout in LAYOUTS[target] if _ROOMS[layout].kind in (model.kind, None)]
         return {layout: _problem(model, layout=layout, num_classes=num_classes, has_pre_logits=has_pre_logits) for layout in same_kind}
 
     found = problems(target)
@@ -185,9 +186,10 @@ def image_note(model: HeldConfig, *, layout: Layout) -> tuple[str, ...]:
 
 def _problem(model: HeldConfig, *, layout: Layout, num_classes: int, has_pre_logits: bool) -> str | None:
     room = _ROOMS[layout]
-    for name, setting in type(model).model_fields.items():
+    known = type(model).model_fields if room.settings is not None else {}
+    for name, setting in known.items():
         value = getattr(model, name)
-        allowed = room.settings.get(name, (setting.get_default(call_default_factory=True),))
+        allowed = (room.settings or {}).get(name, (setting.get_default(call_default_factory=True),))
         if name not in _ANYWHERE[model.kind] and value not in allowed:
             return f"model.{name} is {_shown(value)}, and it knows {' and '.join(map(_shown, allowed))}"
     # Where GELU is not in the file, the program has one form.
@@ -290,6 +292,19 @@ def _pooled_as_beit(model: ViTConfig, _: int) -> str | None:
     return None if model.shape.class_token else "it always has a class token (model.class_token)"
 
 
+def _graph_problem(model: HeldConfig, _: int) -> str | None:
+    """A graph computes the same steps for every image, and gives one vector of each."""
+    if not isinstance(model, ViTConfig):
+        return None
+    if model.halting is not None:
+        return "model.halting lets tokens leave when their values say so, and in a graph all images take the same steps"
+    if model.naflex is not None:
+        return "model.naflex takes images of any shape as sequences of patches, and a graph is made for square ones of one size"
+    if model.token_merging is not None:
+        return "model.token_merging sorts tokens in a stable way, which torch's exporter cannot express (up to torch 2.13)"
+    return "model.pooling none makes nothing that could be an output" if model.pooling == "none" else None
+
+
 def _padded_as(padding: str) -> Callable[[SwinConfig, int], str | None]:
     """Where windows divide every map, it does not matter how they are filled up."""
 
@@ -347,4 +362,5 @@ _ROOMS: dict[Layout, _Room] = {
     "open_clip": _Room(settings=_CLIP),
     "vit_jax": _Room(settings={**_GOOGLE, "stem": _STEMS, "pooling": ("cls", "mean")}, has_pre_logits=True, problem=_vit_jax_problem),
     "big_vision": _Room(settings={**_GOOGLE, "pooling": ("cls", "mean", "map")}, has_pre_logits=True, problem=_plain_tokens),
+    "onnx": _Room(kind=None, settings=None, has_pre_logits=True, problem=_graph_problem),
 }
