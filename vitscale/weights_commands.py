@@ -11,6 +11,7 @@ from vitscale.config.presentation import present_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from vitscale.weights.targets import Format
 
     from vitscale.train.equality import Comparison
     from vitscale.train.export import ExportPlan
@@ -56,7 +57,7 @@ class _ImportOptions(TypedDict):
 
 
 class _ExportOptions(TypedDict):
-    layout: Literal["timm", "hf", "vit_jax", "big_vision", "onnx"]
+    layout: "Format"
     weights: Literal["model", "ema"]
     output: str | None
     tolerance: float
