@@ -11,11 +11,11 @@ from vitscale.config.presentation import present_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from vitscale.weights.targets import Format
 
     from vitscale.train.equality import Comparison
     from vitscale.train.export import ExportPlan
     from vitscale.train.import_weights import Imported, ImportPlan
+    from vitscale.weights.targets import Format
 
 
 class Layout(StrEnum):

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitscale.checkpoint.durable import DurableStream
 from vitscale.train.equality import Foreign
 from vitscale.train.stored_model import StoredModel
-from vitscale.train.weight_files import StoredWeights, WeightFiles
+from vitscale.train.weight_files import StoredWeights, WeightFiles, num_bytes_of
 from vitscale.weights.containers import write_npz, write_safetensors
 from vitscale.weights.installed import bare_output, timm_from_folder, timm_with_npz, transformers_from_folder
 from vitscale.weights.names import Conversion, plan_conversions
@@ -64,7 +64,7 @@ def _write(
             nonlocal written
             for conversion in conversions:
                 yield conversion.to_theirs([weights.read(name) for name in conversion.ours])
-                written += 4 * conversion.num_elements
+                written += num_bytes_of(conversion.theirs)
                 report(written)
 
         write_npz(path, groups=groups(), prefix=prefix)
