@@ -46,7 +46,7 @@ quickstart: $(PACKED)/test/manifest.json  ## train and evaluate a small ViT on F
 		'' \
 		'  $(BIN)/tensorboard --logdir runs' \
 		'      the curves, and the images as the model saw them' \
-		'  $(BIN)/vitscale train $(QUICKSTART) train.num_samples=384000 --allow-change train.num_samples' \
+		'  $(BIN)/vitscale train $(QUICKSTART) train.num_samples=360000 --allow-change train.num_samples' \
 		'      resume from the last checkpoint and train on' \
 		'  $(BIN)/vitscale-launch tune $(SWEEP)' \
 		'      fine-tune it at several resolutions and compare them' \
