@@ -71,5 +71,6 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP_INSTALL) -e '.[dev]'
+	# Most of what these packages hold is never imported: compiling all of it takes a minute, and what is imported is compiled then.
+	$(PIP_INSTALL) --no-compile -e '.[dev]'
 	@touch $@
