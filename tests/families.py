@@ -35,6 +35,7 @@ from transformers import (
     ViTMAEModel,
 )
 
+from tests.family_settings import BEIT, BEIT_SHARED, CLIP, DINO_V3, EVA_02, MAE, MIXED, SAM, SIGLIP_2
 from tests.oracles import HuggingFaceOracle, TimmOracle, random_classifier
 from tests.splines import beit_table
 from vitscale.config import decode
@@ -388,39 +389,6 @@ def _siglip_2(ours: Supervised) -> Oracle:
     return Oracle(model, ours, rules=_SIGLIP, pooled=pooled)
 
 
-_MAE = {"pooling": "mean", "class_token": True}
-_EVA_02 = {
-    "mlp": "swiglu",
-    "mlp_norm": True,
-    "qkv_bias": "no_key",
-    "class_token": True,
-    "pooling": "mean",
-    "norm_place": "pooled",
-    "rotary": {"kind": "eva02", "pretrained_grid": 3},
-}
-_BEIT = {
-    "positions": "none",
-    "qkv_bias": "no_key",
-    "layer_scale": 0.1,
-    "class_token": True,
-    "pooling": "mean",
-    "norm_place": "pooled",
-    "position_bias": {"kind": "relative"},
-}
-_DINO_V3 = {
-    "positions": "none",
-    "qkv_bias": "no_key",
-    "layer_scale": 0.1,
-    "num_registers": 4,
-    "layer_norm_eps": 1e-5,
-    "rotary": {"kind": "dinov3"},
-}
-_SIGLIP_2 = {"pooling": "map", "gelu": "tanh"}
-_CLIP = {"gelu": "quick", "embedding_norm": True, "patch_bias": False, "layer_norm_eps": 1e-5}
-_MIXED = {"positions": "none", "rotary": {"kind": "mixed"}}
-_SAM = {"pooling": "mean", "window": 3, "global_blocks": [1], "position_bias": {"kind": "decomposed"}}
-
-
 def _transformers(name: str, oracle: Callable[[Supervised], Any], **values: Any) -> Family:
     return Family(name=name, project="transformers", values=values, oracle=oracle)
 
@@ -433,24 +401,24 @@ FAMILIES: tuple[Family, ...] = (
     _timm_family("DeiT, distilled", distillation_token=True),
     _transformers("DeiT, distilled", _deit, distillation_token=True, resampling="deit"),
     _timm_family("DeiT III", prefix_positions=False, layer_scale=0.1),
-    Family(name="BEiT", project="timm", values=_BEIT, oracle=_timm_beit, resize=_resize_timm_beit),
+    Family(name="BEiT", project="timm", values=BEIT, oracle=_timm_beit, resize=_resize_timm_beit),
     Family(
         name="BEiT, one table",
         project="timm",
-        values={**_BEIT, "position_bias": {"kind": "relative", "shared": True}},
+        values=BEIT_SHARED,
         oracle=_timm_beit,
         resize=_resize_timm_beit,
     ),
     Family(
         name="BEiT",
         project="timm, table by BEiT's splines",
-        values={**_BEIT, "resampling": "beit"},
+        values={**BEIT, "resampling": "beit"},
         oracle=_timm_beit,
         resize=_resize_beit_by_its_splines,
     ),
-    _transformers("BEiT", _beit, **_BEIT, resampling="hf"),
-    _timm_family("MAE encoder", **_MAE, norm_place="pooled"),
-    _transformers("MAE encoder", _mae, **_MAE, resampling="mae"),
+    _transformers("BEiT", _beit, **BEIT, resampling="hf"),
+    _timm_family("MAE encoder", **MAE, norm_place="pooled"),
+    _transformers("MAE encoder", _mae, **MAE, resampling="mae"),
     _timm_family("DINOv2", layer_scale=0.1),
     _transformers("DINOv2", _dino_v2, mlp_width=64, layer_scale=0.1, resampling="hf"),
     Family(
@@ -463,17 +431,17 @@ FAMILIES: tuple[Family, ...] = (
     _transformers("DINOv2, SwiGLU", partial(_dino_v2, is_gated=True), mlp="swiglu", mlp_width=64, layer_scale=0.1, resampling="hf"),
     _timm_family("DINOv2, registers", prefix_positions=False, num_registers=4, layer_scale=0.1),
     _transformers("DINOv2, registers", _dino_v2_registers, mlp_width=64, num_registers=4, layer_scale=0.1, resampling="dinov2_reg"),
-    Family(name="DINOv3", project="timm", values=_DINO_V3, oracle=partial(_timm_dino_v3, is_gated=False)),
-    _transformers("DINOv3", partial(_dino_v3, is_gated=False), **_DINO_V3),
-    Family(name="DINOv3, SwiGLU", project="timm", values={**_DINO_V3, "mlp": "swiglu"}, oracle=partial(_timm_dino_v3, is_gated=True)),
-    _transformers("DINOv3, SwiGLU", partial(_dino_v3, is_gated=True), **_DINO_V3, mlp="swiglu"),
-    _timm_family("SigLIP 2", **_SIGLIP_2),
-    _transformers("SigLIP 2", _siglip_2, **_SIGLIP_2, resampling="siglip2"),
-    _transformers("SigLIP 2, fixed size", _siglip, **_SIGLIP_2, resampling="hf"),
-    _timm_family("CLIP", **_CLIP, resampling="open_clip"),
-    _transformers("CLIP", _clip, **_CLIP, resampling="hf"),
-    _timm_family("OpenCLIP", **_CLIP | {"gelu": "exact"}, resampling="open_clip"),
-    Family(name="EVA-02", project="timm", values=_EVA_02, oracle=_eva_02),
-    Family(name="SAM, ViTDet", project="timm", values=_SAM, oracle=_sam),
-    Family(name="RoPE-Mixed", project="timm", values=_MIXED, oracle=_rope_mixed),
+    Family(name="DINOv3", project="timm", values=DINO_V3, oracle=partial(_timm_dino_v3, is_gated=False)),
+    _transformers("DINOv3", partial(_dino_v3, is_gated=False), **DINO_V3),
+    Family(name="DINOv3, SwiGLU", project="timm", values={**DINO_V3, "mlp": "swiglu"}, oracle=partial(_timm_dino_v3, is_gated=True)),
+    _transformers("DINOv3, SwiGLU", partial(_dino_v3, is_gated=True), **DINO_V3, mlp="swiglu"),
+    _timm_family("SigLIP 2", **SIGLIP_2),
+    _transformers("SigLIP 2", _siglip_2, **SIGLIP_2, resampling="siglip2"),
+    _transformers("SigLIP 2, fixed size", _siglip, **SIGLIP_2, resampling="hf"),
+    _timm_family("CLIP", **CLIP, resampling="open_clip"),
+    _transformers("CLIP", _clip, **CLIP, resampling="hf"),
+    _timm_family("OpenCLIP", **CLIP | {"gelu": "exact"}, resampling="open_clip"),
+    Family(name="EVA-02", project="timm", values=EVA_02, oracle=_eva_02),
+    Family(name="SAM, ViTDet", project="timm", values=SAM, oracle=_sam),
+    Family(name="RoPE-Mixed", project="timm", values=MIXED, oracle=_rope_mixed),
 )

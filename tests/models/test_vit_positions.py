@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests import family_settings
 from tests.oracles import random_classifier
 from vitscale.config import ConfigError, decode
 from vitscale.models import ViTConfig
@@ -15,38 +16,12 @@ from vitscale.nn.init import materialise
 from vitscale.objectives import Supervised
 
 SMALL = {"image_size": 32, "patch_size": 8, "num_channels": 2, "width": 32, "depth": 2, "mlp_width": 72, "num_heads": 2}
-EVA_02 = {
-    **SMALL,
-    "mlp": "swiglu",
-    "mlp_norm": True,
-    "qkv_bias": "no_key",
-    "class_token": True,
-    "pooling": "mean",
-    "norm_place": "pooled",
-    "rotary": {"kind": "eva02", "pretrained_grid": 3},
-}
-BEIT = {
-    **SMALL,
-    "positions": "none",
-    "qkv_bias": "no_key",
-    "layer_scale": 0.1,
-    "class_token": True,
-    "pooling": "mean",
-    "norm_place": "pooled",
-    "position_bias": {"kind": "relative"},
-}
-BEIT_SHARED = {**BEIT, "position_bias": {"kind": "relative", "shared": True}}
-DINO_V3 = {
-    **SMALL,
-    "positions": "none",
-    "qkv_bias": "no_key",
-    "layer_scale": 1.0,
-    "num_registers": 4,
-    "layer_norm_eps": 1e-5,
-    "rotary": {"kind": "dinov3"},
-}
-MIXED = {**SMALL, "positions": "none", "rotary": {"kind": "mixed"}}
-SAM = {**SMALL, "pooling": "mean", "window": 3, "global_blocks": [1], "position_bias": {"kind": "decomposed"}}
+EVA_02 = {**SMALL, **family_settings.EVA_02}
+BEIT = {**SMALL, **family_settings.BEIT}
+BEIT_SHARED = {**SMALL, **family_settings.BEIT_SHARED}
+DINO_V3 = {**SMALL, **family_settings.DINO_V3}
+MIXED = {**SMALL, **family_settings.MIXED}
+SAM = {**SMALL, **family_settings.SAM}
 LOG_SPACED = {**SMALL, "positions": "none", "position_bias": {"kind": "log_spaced", "hidden_width": 16}}
 FACTORISED = {**SMALL, "positions": "factorised"}
 
