@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+# Most of what the packages hold is never imported. Compiling all of it takes two minutes; what is imported is compiled then, and kept,
+# which some environments forbid: that would cost every start of a process seconds.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+export PYTHONDONTWRITEBYTECODE =
 # One thread per process: the tests start several processes, and a sum's order must not depend on the number of cores.
-# Our modules are compiled once, not in each of these processes: an environment that forbids it costs every start most of a second.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # A process per core, at most 8: each loads torch, DeepSpeed and the oracles, which takes most of a gigabyte.
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
@@ -71,6 +73,5 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	# Most of what these packages hold is never imported: compiling all of it takes a minute, and what is imported is compiled then.
-	$(PIP_INSTALL) --no-compile -e '.[dev]'
+	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
