@@ -128,8 +128,8 @@ def test_what_nobody_can_hold_is_said_with_who_comes_near(tmp_path: Path) -> Non
     write_random_run(tmp_path / "run", parallel=True)
     with pytest.raises(CheckpointError, match=r"timm cannot hold this model .*model\.parallel is True.* can be exported to: onnx$"):
         api.export(tmp_path / "run", layout="timm")
-    write_random_run(tmp_path / "halting", parallel=True, halting={})
-    with pytest.raises(CheckpointError, match=r"timm cannot hold this model .*model\.parallel is True.* can be exported to: none$"):
+    write_random_run(tmp_path / "halting", halting={})
+    with pytest.raises(CheckpointError, match=r"timm cannot hold this model .*model\.halting is .* can be exported to: none$"):
         api.export(tmp_path / "halting", layout="timm")
     write_random_run(tmp_path / "other", num_registers=2)
     with pytest.raises(CheckpointError, match=r"hf_dinov2_with_registers: it always has layer scale.* can be exported to: timm$"):
