@@ -136,8 +136,9 @@ def export(
     """Write a checkpoint's weights as timm, Hugging Face transformers, vit_jax or big_vision load them, with a model card; or the model as
     a graph of ONNX.
 
-    Tensor by tensor, whatever number of ranks wrote the checkpoint. What was written is run beside the model here, by the project's
-    formulas and by its library where that is installed; a larger difference of outputs than --tolerance is refused.
+    Whatever number of ranks wrote the checkpoint; tensor by tensor, except for a graph, which is made of the whole model. What was written
+    is run beside the model here, by the project's formulas and by its library where that is installed (a graph: by onnxruntime); a larger
+    difference of outputs than --tolerance is refused.
     """
     with present_errors(debug=debug):
         from vitscale import api
@@ -218,7 +219,6 @@ def _print_export_plan(plan: "ExportPlan") -> None:
         print(f"otherwise in the programs of {plan.layout}: {note}")
     _print_planned_comparisons(plan.comparisons)
     print(plan.room.describe())
-    first, *others = plan.files
     older = ", in place of the export there" if plan.replaces else ""
-    print(f"{plan.folder}: would hold {first} (about {format_size(plan.num_bytes)}), {', '.join(others)}{older}")
+    print(f"{plan.folder}: would hold {', '.join(plan.files)}{older}; about {format_size(plan.num_bytes)} of weights")
     print("dry run: nothing was written, and no value was read")

@@ -12,12 +12,14 @@ import torch
 from torch.onnx.errors import OnnxExporterError
 from typer.testing import CliRunner
 
+from tests import family_settings
 from tests.train.random_run import SIZES, stored_tensors, write_random_run
 from vitscale import api
 from vitscale.cli import app
 from vitscale.config import CheckpointError, UsageError
 from vitscale.train import onnx_file
 from vitscale.train.stored_model import StoredModel, streamed_output
+from vitscale.weights.installed import onnxruntime_from_file
 
 STATISTICS: dict[str, Any] = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
 SWIN: dict[str, Any] = {
@@ -58,6 +60,8 @@ def test_a_graph_of_a_model_that_no_other_layout_holds(tmp_path: Path) -> None:
     assert_same_outputs(stored, run=tmp_path / "run", folder=folder, name="logits")
     metadata = onnxruntime.InferenceSession(str(folder / "model.onnx")).get_modelmeta().custom_metadata_map
     assert (metadata["step"], metadata["weights"]) == ("3", "weight")
+    told = (folder / "model.onnx").read_bytes()
+    assert not [where for where in (torch, onnx_file) if str(Path(str(where.__file__)).parent).encode() in told], "paths of this machine"
     card = (folder / "README.md").read_text()
     assert "- pixel_values: float32 (batch, 3, 12, 12)" in card
     assert "mean 0.4, 0.5, 0.6 and deviation 0.2, 0.25, 0.3" in card
@@ -75,13 +79,31 @@ def test_features_of_windows_with_weights_beside_the_graph(tmp_path: Path, monke
 
     monkeypatch.undo()
     plan = api.plan_export(tmp_path / "run", layout="onnx")
-    assert (plan.files[0], plan.replaces) == ("model.onnx", True)
-    assert "model.onnx.data" not in plan.files
+    assert plan.replaces
+    assert api.export(tmp_path / "run", layout="onnx").folder == exported.folder
+    assert {path.name for path in exported.folder.iterdir()} == set(plan.files) == {"README.md", "model.onnx", "preprocessor_config.json"}
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "DINOv3": family_settings.DINO_V3,
+    "patches of any size": {"image_size": 10, "flexible_patches": (2, 5), "class_token": False, "pooling": "mean"},
+    "images of any shape": {"naflex": {"sequence_lengths": (9,)}},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(tmp_path: Path, name: str) -> None:
+    stored = write_random_run(tmp_path / "run", sizes=SIZES | STATISTICS | FAMILIES[name])
+    exported = api.export(tmp_path / "run", layout="onnx")
+    (comparison,) = exported.comparisons
+    assert comparison.within(1e-5)
+    assert comparison.skipped is None
+    assert_same_outputs(stored, run=tmp_path / "run", folder=exported.folder, name="logits")
 
 
 def test_what_is_missing_for_an_export_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_random_run(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"the whole model in 3 copies, of which a graph is made, takes .*; give at least 1MiB"):
+    with pytest.raises(CheckpointError, match=r"the whole model in 4 copies, of which a graph is made, takes .*; give at least 1MiB"):
         api.export(tmp_path / "run", layout="onnx", max_memory_bytes=1000)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
@@ -90,11 +112,19 @@ def test_what_is_missing_for_an_export_is_named(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "run" / "export").exists()
 
 
+def test_what_onnxruntime_cannot_run_is_an_error_as_of_other_libraries(tmp_path: Path) -> None:
+    program = torch.onnx.export(torch.nn.Identity(), (torch.zeros(1, 2),), input_names=["images"], dynamo=True, verbose=False)
+    assert program is not None
+    program.save(tmp_path / "other.onnx")
+    with pytest.raises(RuntimeError, match="images"):
+        onnxruntime_from_file(tmp_path / "other.onnx")(torch.zeros(1, 3))
+
+
 def test_what_torch_cannot_express_and_a_graph_that_differs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_random_run(tmp_path / "run")
 
     def failing(*_: Any, **__: Any) -> None:
-        raise OnnxExporterError("advice") from ValueError("no operator aten.sort\nmore")
+        raise OnnxExporterError("advice") from ValueError("no operator aten.sort. See the stack trace for more information.\nmore")
 
     monkeypatch.setattr(torch.onnx, "export", failing)
     with pytest.raises(CheckpointError, match=r"makes no graph of this model: ValueError: no operator aten\.sort; take another layout"):

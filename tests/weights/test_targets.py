@@ -24,8 +24,7 @@ def chosen(config: ModelConfig, target: Format, *, num_classes: int = 5, has_pre
 def test_a_plain_model_fits_everywhere_also_with_what_matters_in_training_only(target: Format) -> None:
     assert chosen(model(stochastic_depth=0.1, dropout=0.1), target) == LAYOUTS[target][0]
     assert chosen(model(flexible_patches=(2, 6)), target) == LAYOUTS[target][0]
-    if target != "onnx":
-        assert chosen(model(naflex={"sequence_lengths": (9,)}), target) == LAYOUTS[target][0]
+    assert chosen(model(naflex={"sequence_lengths": (9,)}), target) == LAYOUTS[target][0]
 
 
 def test_the_first_layout_that_holds_it_is_taken() -> None:
@@ -92,7 +91,6 @@ def test_towers_of_clip_go_where_there_is_a_norm_before_the_blocks() -> None:
     ("changes", "reason"),
     [
         ({"halting": {}}, r"model\.halting lets tokens leave"),
-        ({"naflex": {"sequence_lengths": (9,)}}, r"model\.naflex takes images of any shape .*exported to: timm"),
         ({"token_merging": {"per_block": 2}, "pooling": "mean"}, r"model\.token_merging sorts"),
         ({"pooling": "none"}, r"model\.pooling none"),
     ],

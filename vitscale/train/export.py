@@ -217,4 +217,4 @@ def _metadata(model: HeldConfig, reader: CheckpointReader, *, kind: Kind) -> dic
     keys = ("width", "depth", "mlp_width", "num_heads", "patch_size") if isinstance(model, ViTConfig) else ()
     sizes = {key: getattr(model.shape, key) for key in keys}
     values = model.model_dump(mode="json") | sizes
-    return {"format": "pt", "step": str(reader.manifest.step), "weights": kind, "model": json.dumps(values)}
+    return {"step": str(reader.manifest.step), "weights": kind, "model": json.dumps(values)}

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.onnx.errors import OnnxExporterError
 
 from vitscale.config import CheckpointError, UsageError
 from vitscale.models import Backbone
@@ -33,10 +32,12 @@ _INPUT = "pixel_values"
 _NEEDED = ("onnx", "onnxscript")
 _TRACED_IMAGES = 3
 """Other than one, which would be taken for a constant, and than the number of images on which the graph is compared."""
-_COPIES = 3
-"""Of the weights: in the model, in the graph, and in the bytes of the file, or in the program that is compared."""
-_MAX_FILE_BYTES = 1536 << 20
-"""Of weights inside the graph: a file of protobuf holds less than 2 GiB."""
+_MAX_FILE_BYTES = 1 << 30
+"""Of weights inside the graph. A file of protobuf holds less than 2 GiB, and torch puts them beside it from 1.5 GiB on, tables included."""
+_COPIES = 4
+"""Of weights inside the graph: in the model and its graph, in the message, in its bytes."""
+_COPIES_BESIDE = 3
+"""Of weights beside it: in the model, and twice in the program that is compared."""
 
 
 def plan_graph_file(
@@ -46,12 +47,13 @@ def plan_graph_file(
     _check_exporter()
     num_bytes = weights.num_bytes
     is_split = num_bytes > _MAX_FILE_BYTES
+    copies = _COPIES_BESIDE if is_split else _COPIES
     return WeightFiles(
         names=(_GRAPH, _WEIGHTS) if is_split else (_GRAPH,),
         older_names=() if is_split else (_WEIGHTS,),
         shapes=weights.shapes,
-        memory_bytes=_COPIES * num_bytes,
-        held=f"the whole model in {_COPIES} copies, of which a graph is made,",
+        memory_bytes=copies * num_bytes,
+        held=f"the whole model in {copies} copies, of which a graph is made,",
         library="onnxruntime",
         write=partial(_write, stored=stored, read=weights.read, metadata=metadata, is_split=is_split),
         foreign=lambda path: Foreign(
@@ -77,7 +79,7 @@ def _check_exporter() -> None:
 
 def _interface(stored: StoredModel, model: HeldConfig) -> tuple[str, ...]:
     channels, side = model.num_channels, model.image_size
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (model.image_mean, model.image_std))
+    mean, std = (", ".join(repr(value) for value in values) for values in (model.image_mean, model.image_std))
     return (
         f"{_INPUT}: float32 (batch, {channels}, {side}, {side}), any number of images; from pixels of 0 to 255:"
         f" (pixel / 255 - mean) / deviation, with mean {mean} and deviation {std}",
@@ -98,10 +100,13 @@ def _write(
     program = _program(stored, read=read)
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=is_split)
+    assert path.with_name(_WEIGHTS).exists() == is_split
+    written = 0
     for name in (_GRAPH, _WEIGHTS)[: 1 + is_split]:
         with path.with_name(name).open("rb") as file:
             os.fsync(file.fileno())
-    report(sum(path.with_name(name).stat().st_size for name in (_GRAPH, _WEIGHTS)[: 1 + is_split]))
+            written += os.fstat(file.fileno()).st_size
+    report(written)
 
 
 def _program(stored: StoredModel, *, read: Callable[[str], Tensor]) -> torch.onnx.ONNXProgram:
@@ -121,10 +126,21 @@ def _program(stored: StoredModel, *, read: Callable[[str], Tensor]) -> torch.onn
                 dynamo=True,
                 verbose=False,
             )
-        except OnnxExporterError as error:
+        except Exception as error:  # its own errors, and whatever its passes over the graph raise
             raise CheckpointError(f"torch's exporter makes no graph of this model: {_reason(error)}; take another layout") from error
     assert program is not None, "what the exporter by dynamo gives"
+    _forget_sources(program)
     return program
+
+
+def _forget_sources(program: torch.onnx.ONNXProgram) -> None:
+    """Take out what the exporter notes for its debugging: paths and lines of the programs on this machine, larger than a small graph."""
+    for graph in program.model.graphs():
+        for part in (graph, *graph.inputs, *graph.initializers.values(), *graph):
+            part.metadata_props.clear()
+        for node in graph:
+            for value in node.outputs:
+                value.metadata_props.clear()
 
 
 class _FromNormalised(nn.Module):
@@ -151,7 +167,8 @@ def _output_name(stored: StoredModel) -> str:
 def _reason(error: BaseException) -> str:
     """The first line of what it was caused by: its own text is advice on debugging the exporter."""
     cause: Any = error.__cause__ or error
-    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+    line = str(cause).strip().partition("\n")[0].removesuffix("See the stack trace for more information.")
+    return f"{type(cause).__name__}: {line.rstrip('. ')}"
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def _write(
             write,
             shapes={name: owners[name].theirs[name] for name in owners},
             values=lambda name: _slice_of(owners[name], name, weights=weights),
-            metadata=metadata,
+            metadata={"format": "pt", **metadata},
         )
         stream.finish()
 

@@ -3,7 +3,8 @@
 # B batch, C channels, H height, W width
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -115,12 +116,24 @@ def onnxruntime_from_file(path: Path) -> Run:
     options = library.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
-    try:
+    with _its_errors():
         session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base of their own
-        raise RuntimeError(str(error)) from error
     name = session.get_inputs()[0].name
-    return lambda image_BCHW: torch.from_numpy(session.run(None, {name: image_BCHW.numpy()})[0])
+
+    def run(image_BCHW: Tensor) -> Tensor:
+        with _its_errors():
+            return torch.from_numpy(session.run(None, {name: image_BCHW.numpy()})[0])
+
+    return run
+
+
+@contextmanager
+def _its_errors() -> Iterator[None]:
+    """The exceptions of onnxruntime have no common base of their own."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(str(error)) from error
 
 
 def _output(result: Any, *, output: BareOutput) -> Tensor:

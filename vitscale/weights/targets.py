@@ -195,7 +195,7 @@ def _problem(model: HeldConfig, *, layout: Layout, num_classes: int, has_pre_log
     # Where GELU is not in the file, the program has one form.
     if model.gelu != "exact" and layout in ("timm_beit", "timm_eva", "timm_swin", "timm_hiera"):
         return f"model.gelu is {model.gelu}, and it knows the exact one"
-    if model.image_size % model.shape.patch_size:
+    if room.settings is not None and model.image_size % model.shape.patch_size:
         return f"its images are whole patches, and model.image_size {model.image_size} is none of model.patch_size {model.shape.patch_size}"
     if has_pre_logits and not room.has_pre_logits:
         return "it has no layer before the head (objective.pre_logits)"
@@ -298,8 +298,6 @@ def _graph_problem(model: HeldConfig, _: int) -> str | None:
         return None
     if model.halting is not None:
         return "model.halting lets tokens leave when their values say so, and in a graph all images take the same steps"
-    if model.naflex is not None:
-        return "model.naflex takes images of any shape as sequences of patches, and a graph is made for square ones of one size"
     if model.token_merging is not None:
         return "model.token_merging sorts tokens in a stable way, which torch's exporter cannot express (up to torch 2.13)"
     return "model.pooling none makes nothing that could be an output" if model.pooling == "none" else None
