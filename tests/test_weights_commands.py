@@ -50,7 +50,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path, monkeyp
         "to big_vision, ",
         "kind: vit",
         "of big_vision: would be compared",
-        "model.npz (about ",
+        "model.npz, README.md; about ",
         "README.md",
     ):
         assert shown in done.output, shown
