@@ -135,6 +135,21 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--dry-run" in result.stdout
 
 
+def test_torch_is_loaded_for_views_of_a_run_only() -> None:
+    # Two seconds and 190 MB for every process that packs, verifies or counts, of which a machine runs one a core.
+    script = (
+        "import importlib, pkgutil, sys, vitscale_data_tools as tools\n"
+        "names = {module.name for module in pkgutil.walk_packages(tools.__path__, 'vitscale_data_tools.')}\n"
+        "names -= {'vitscale_data_tools.__main__', 'vitscale_data_tools.run_views'}\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(len(names), 'torch' in sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    num_modules, has_torch = result.stdout.split()
+    assert int(num_modules) >= 40
+    assert has_torch == "False"
+
+
 def test_fetch_names_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[Path] = []
     monkeypatch.setattr("vitscale_data_tools.fetch.fetch_fashion_mnist", fetched.append)

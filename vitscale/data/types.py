@@ -3,17 +3,20 @@
 import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from vitscale.config import DataError
 from vitscale.dist.seeding import CounterRng, DrawSource
 from vitscale.nn.input_form import PatchSequence
 
-Batch = dict[str, Tensor]
+if TYPE_CHECKING:
+    # The tools for data sets read samples too, and start in a fraction of the time without torch.
+    from torch import Tensor
+
+Batch = dict[str, "Tensor"]
 """Named tensors whose first dimension is the sample.
 
 Besides what the sample transform makes, every batch has `sample_id` (int64, the index in the data set) and `epoch` (int64).
