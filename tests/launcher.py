@@ -20,22 +20,20 @@ from vitscale.data.processes import IGNORED_SIGNALS
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_ranks(script: Path, *args: object, num_ranks: int = 2, timeout_s: float = 240.0, env: Mapping[str, str] | None = None) -> list[Any]:
+def run_ranks(script: Path, *args: object, num_ranks: int = 2, timeout_s: float = 240.0) -> list[Any]:
     """Run `python script args...` as `num_ranks` ranks with torchrun's environment and one thread each.
 
-    The ranks are forks of a process that has done the imports; with `env`, more variables, each is a Python started with them.
-    Returns, by rank, the JSON on the last line of each rank's standard output (None if it printed nothing). When a rank
-    fails or time is up, all are killed and `AssertionError` shows the ends of what they wrote.
+    The ranks are forks of a process that has done the imports. Returns, by rank, the JSON on the last line of each rank's
+    standard output (None if it printed nothing). When a rank fails or time is up, all are killed and `AssertionError` shows
+    the ends of what they wrote.
     """
     arguments = [str(script), *(str(arg) for arg in args)]
     context = warm_context()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         processes: list[BaseProcess] = []
-        for variables in rank_environments(num_ranks):
-            rank = len(processes)
+        for rank, environment in enumerate(rank_environments(num_ranks)):
             outputs = [str(_path(folder, rank, name)) for name in ("out", "err")]
-            target, environment = (_run_script, variables) if env is None else (_start_script, variables | env)
-            process = context.Process(target=target, args=(arguments, environment, outputs))
+            process = context.Process(target=_run_script, args=(arguments, environment, outputs))
             process.start()
             stack.callback(_kill, process)
             processes.append(process)
@@ -90,11 +88,6 @@ def _run_script(arguments: list[str], environment: dict[str, str], outputs: list
     sys.argv[:] = arguments
     sys.path.insert(0, str(Path(arguments[0]).parent))
     runpy.run_path(arguments[0], run_name="__main__")
-
-
-def _start_script(arguments: list[str], environment: dict[str, str], outputs: list[str]) -> None:
-    become(environment, outputs=outputs)
-    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def _wait(processes: list[BaseProcess], *, deadline: float) -> str | None:

@@ -4,8 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.data.packed import pack, png_bytes
-from tests.launcher import free_port
+from tests.launcher import rank_environments
+from tests.train.rank_processes import start_command
 from tests.train.tiny_run import (
     assert_equal_tensors,
     checkpoint_tensors,
@@ -32,7 +32,6 @@ from vitscale.data.dataset import open_dataset
 from vitscale.data.manifest import MANIFEST_NAME
 from vitscale.run_config import RunConfig, load_run_config
 
-ROOT = Path(__file__).resolve().parents[1]
 LONG_RUN = ("name=long", "train.num_samples=1600", "checkpoint.every_steps=100000")
 
 
@@ -310,20 +309,20 @@ def test_every_help_has_an_example(command: str) -> None:
 
 @pytest.mark.dist
 def test_a_second_process_is_refused_and_a_signal_stops_the_first_which_goes_on_bit_for_bit(home: Path) -> None:
-    command = [sys.executable, "-m", "vitscale", "train", "run.yaml", *LONG_RUN]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    (environment,) = rank_environments(1)
+    outputs = [home / "first.out", home / "first.err"]
+    first = start_command(["train", "run.yaml", *LONG_RUN], environment=environment, outputs=outputs, folder=home)
+    assert first.pid is not None
     try:
-        assert first.stdout is not None
-        for line in first.stdout:
-            if line.startswith("step "):
-                break
+        while not (outputs[0].exists() and "\nstep " in outputs[0].read_text()):
+            assert first.is_alive()
+            time.sleep(0.01)
         # Held, so that it is still there however long the second takes.
-        first.send_signal(signal.SIGSTOP)
+        os.kill(first.pid, signal.SIGSTOP)
         refused = vitscale("train", "run.yaml", *LONG_RUN)
-        first.send_signal(signal.SIGTERM)
-        first.send_signal(signal.SIGCONT)
-        _, errors = first.communicate(timeout=60)
+        os.kill(first.pid, signal.SIGTERM)
+        os.kill(first.pid, signal.SIGCONT)
+        first.join(60)
     finally:
         first.kill()
     assert refused.exit_code == 2
@@ -331,8 +330,9 @@ def test_a_second_process_is_refused_and_a_signal_stops_the_first_which_goes_on_
     run_dir = home / "runs/long"
     (checkpoint,) = (run_dir / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
-    assert first.returncode == 75
-    assert errors == f"{run_dir}: stopped on request after step {step} of 100, everything saved. The same command goes on from there.\n"
+    assert first.exitcode == 75
+    stopped = f"stopped on request after step {step} of 100, everything saved. The same command goes on from there."
+    assert outputs[1].read_text() == f"{run_dir}: {stopped}\n"
     assert vitscale("train", "run.yaml", *LONG_RUN).exit_code == 0
     assert vitscale("train", "run.yaml", *LONG_RUN, "name=whole").exit_code == 0
     assert 0 < step < 100
@@ -341,20 +341,19 @@ def test_a_second_process_is_refused_and_a_signal_stops_the_first_which_goes_on_
     assert_equal_tensors(checkpoint_tensors(run_dir, step=100), checkpoint_tensors(home / "runs/whole", step=100))
 
 
-def run_two_ranks(home: Path, *arguments: str) -> list[tuple[int, str]]:
+def run_two_ranks(home: Path, *arguments: str) -> list[tuple[int | None, str]]:
     """Exit code and stderr of each rank of a command."""
-    common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = []
-    for rank in ("0", "1"):
-        ranked = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        command = [sys.executable, "-m", "vitscale", *arguments]
-        processes.append(subprocess.Popen(command, env=ranked, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    processes = [
+        start_command(arguments, environment=variables, outputs=[home / f"{rank}.out", home / f"{rank}.err"], folder=home)
+        for rank, variables in enumerate(rank_environments(2))
+    ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        for process in processes:
+            process.join(120)
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+    return [(process.exitcode, (home / f"{rank}.err").read_text()) for rank, process in enumerate(processes)]
 
 
 @pytest.mark.dist

@@ -5,14 +5,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-from tests.launcher import become, rank_environments, warm_context
+from tests.launcher import ROOT, become, rank_environments, warm_context
 from tests.train.tiny_run import tiny_values
 from vitscale.cli import app
 from vitscale.config import dump_yaml
@@ -32,13 +32,11 @@ class RankProcesses:
 
     def __init__(self, root: Path, *overrides: str, num_ranks: int = 2) -> None:
         self._outputs = [root / f"output-{rank}.txt" for rank in range(num_ranks)]
-        config, context = str(write_tiny(root)), warm_context()
+        arguments = ["train", str(write_tiny(root)), *overrides]
         self.processes: list[BaseProcess] = []
         for environment, path in zip(rank_environments(num_ranks), self._outputs, strict=True):
             path.unlink(missing_ok=True)
-            process = context.Process(target=_train, args=(environment, str(path), ["train", config, *overrides]))
-            process.start()
-            self.processes.append(process)
+            self.processes.append(start_command(arguments, environment=environment, outputs=[path, path]))
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for it, while any rank lives."""
@@ -84,8 +82,17 @@ def reached_step(run_dir: Path) -> int:
     return 0
 
 
-def _train(environment: dict[str, str], output: str, arguments: list[str]) -> None:
-    become(environment, outputs=[output, output])
+def start_command(arguments: Sequence[str], *, environment: Mapping[str, str], outputs: Sequence[Path], folder: Path = ROOT) -> BaseProcess:
+    """Start `vitscale arguments...` in `folder` as such a process; `outputs` are its standard output and standard error."""
+    paths = [str(path) for path in outputs]
+    process = warm_context().Process(target=_vitscale, args=(list(arguments), dict(environment), paths, str(folder)))
+    process.start()
+    return process
+
+
+def _vitscale(arguments: list[str], environment: dict[str, str], outputs: list[str], folder: str) -> None:
+    become(environment, outputs=outputs)
+    os.chdir(folder)
     sys.argv[:] = ["vitscale", *arguments]
     torch.set_num_threads(1)
     app(arguments)
