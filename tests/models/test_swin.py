@@ -35,7 +35,7 @@ def classifier(model: SwinConfig, *, num_classes: int = 7) -> Supervised:
     objective = random_classifier(model, num_classes=num_classes)
     for name, parameter in objective.named_parameters():
         if name.endswith("mlp.fc1.weight"):
-            parameter.data *= 5
+            parameter.data *= 3
         if model.version == 2 and re.fullmatch(r"backbone\.blocks\.\d+\.norm\d\.weight", name):
             parameter.data += 1
     return objective

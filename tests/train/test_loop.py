@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.limits import largest_file
 from tests.train.tiny_run import assert_equal_tensors, checkpoint_tensors, events, losses, sample_ids, tiny_config
 from vitscale import api
+from vitscale.checkpoint import saver
+from vitscale.checkpoint.manifest import FileEntry
 from vitscale.config import NonFiniteLossError, StopRequested
 from vitscale.train.loop import micro_batches
 
@@ -111,12 +115,24 @@ def test_micro_batches_are_consecutive_views() -> None:
     assert parts[1]["image"].data_ptr() == batch["image"][2:].data_ptr()
 
 
-def test_training_goes_on_while_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_goes_on_while_nothing_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From step 2 to step 5 no file may grow, those of the reports included: nothing of them is missing afterwards."""
     whole, full = (tiny_config(tmp_path, f"name={name}", "data.log_samples=false") for name in ("whole", "full"))
     api.train(whole)
     capsys.readouterr()
-    steps = itertools.count(1)
+    steps, parts_ended = itertools.count(1), threading.Semaphore(0)
+
+    real_write_part = saver.write_part
+
+    def write_part(*args: Any, **kwargs: Any) -> FileEntry:
+        try:
+            return real_write_part(*args, **kwargs)
+        finally:
+            parts_ended.release()
+
+    monkeypatch.setattr(saver, "write_part", write_part)
     with contextlib.ExitStack() as disk:
 
         def fill_and_free() -> bool:
@@ -124,6 +140,8 @@ def test_training_goes_on_while_nothing_can_be_written(tmp_path: Path, capsys: p
             if step == 2:
                 disk.enter_context(largest_file(10 + (full.run_dir / "metrics.jsonl").stat().st_size))
             if step == 5:
+                # Saves are written beside the steps: those of steps 2 and 4 have to have met the full disk.
+                assert all(parts_ended.acquire(timeout=60) for _ in (2, 4))
                 disk.close()
             return False
 

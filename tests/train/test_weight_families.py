@@ -12,6 +12,10 @@ from vitscale.config import CheckpointError
 from vitscale.train.stored_model import StoredModel
 from vitscale.weights.targets import Format
 
+ROUNDING = 3e-6
+"""Bound of a difference of logits, as a share of the largest: sums in another order brought 1.6e-6 on processors with SSE4, AVX2 and
+AVX-512, and what a layout gets wrong brings more than 1e-5."""
+
 GOOGLE = ("vit_jax", "big_vision")
 CLASS_ONLY = {"prefix_positions": False}
 
@@ -89,11 +93,11 @@ def test_out_and_back(tmp_path: Path, case: str) -> None:
     library = "transformers" if target == "hf" else "timm"
     assert library in ran, "the library itself ran what was written"
     assert f"the formulas of {layout}" in ran or layout not in ("timm", "hf_vit", "hf_siglip", "hf_clip", *GOOGLE)
-    assert all(comparison.within(1e-6) for comparison in exported.comparisons), exported.comparisons
+    assert all(comparison.within(ROUNDING) for comparison in exported.comparisons), exported.comparisons
     source = exported.folder / "model.npz" if target in GOOGLE else exported.folder
     imported = api.import_weights(source, tmp_path / "back")
     assert imported.layout == layout
-    assert all(comparison.within(1e-6) for comparison in imported.comparisons), imported.comparisons
+    assert all(comparison.within(ROUNDING) for comparison in imported.comparisons), imported.comparisons
     assert model_of(imported.model) == model_of(stored.model_dump(mode="json"))
     there, back = stored_tensors(tmp_path / "run"), stored_tensors(tmp_path / "back")
     assert there.keys() == back.keys()
@@ -121,7 +125,7 @@ def test_a_row_for_the_class_token_comes_or_goes_without_a_change_of_the_sum(tmp
     target, settings = FOLDED[case]
     write_random_run(tmp_path / "run", **settings)
     exported = api.export(tmp_path / "run", layout=target)
-    assert all(comparison.within(1e-6) and comparison.skipped is None for comparison in exported.comparisons), exported.comparisons
+    assert all(comparison.within(ROUNDING) and comparison.skipped is None for comparison in exported.comparisons), exported.comparisons
 
 
 def test_what_nobody_can_hold_is_said_with_who_comes_near(tmp_path: Path) -> None:
