@@ -40,6 +40,10 @@ def test_a_variant_fixes_the_version_and_proposes_how_colour_is_normalised() -> 
             {**SMALL, "pretrained_window_sizes": (4, 4)},
             ["pretrained_window_sizes: has no meaning in version 1, whose table is resampled by init_from"],
         ),
+        (
+            {**SMALL, "depths": (1,), "num_heads": (2,), "stochastic_depth": 0.1},
+            ["stochastic_depth: drops nothing at the first block, and there is no other; leave it out"],
+        ),
         ({**SMALL, "version": 2, "pretrained_window_sizes": (4,)}, ["pretrained_window_sizes: 1 numbers for 2 stages; give one for each"]),
         (
             {"image_size": 32, "variant": "SwinV2-T", "version": 1},

@@ -164,6 +164,13 @@ class SwinSettings(BackboneConfig):
             raise ValueError("has no effect in version 2, which computes its biases for any window; leave it out")
         return value
 
+    @field_validator("stochastic_depth")
+    @classmethod
+    def _a_block_drops(cls, value: float, info: ValidationInfo) -> float:
+        if value and _resolved("depths", info) == (1,):
+            raise ValueError("drops nothing at the first block, and there is no other; leave it out")
+        return value
+
     @field_validator("image_mean", "image_std")
     @classmethod
     def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
