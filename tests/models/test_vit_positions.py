@@ -114,10 +114,10 @@ def test_coordinates_are_drawn_for_each_sample_alone() -> None:
         plain_BD = model(image_BCHW).pooled_BD
         drawn_BD = model(image_BCHW, draws={SEED_KEY: torch.tensor([5, 6, 5])}).pooled_BD
         alone_BD = model(image_BCHW[:1], draws={SEED_KEY: torch.tensor([6])}).pooled_BD
-    torch.testing.assert_close(drawn_BD[0], drawn_BD[2], rtol=0, atol=1e-5)  # a row's place in a product can change its rounding
+    torch.testing.assert_close(drawn_BD[0], drawn_BD[2], rtol=0, atol=3e-6)  # a row's place in a product can change its rounding
     assert (drawn_BD[0] - drawn_BD[1]).abs().max() > 1e-4
     assert (drawn_BD[0] - plain_BD[0]).abs().max() > 1e-4
-    torch.testing.assert_close(alone_BD[0], drawn_BD[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone_BD[0], drawn_BD[1], rtol=0, atol=3e-6)
     assert config(DINO_V3).draw_sources == {}
 
 

@@ -122,9 +122,8 @@ def test_training_goes_on_while_nothing_can_be_written(
     whole, full = (tiny_config(tmp_path, f"name={name}", "data.log_samples=false") for name in ("whole", "full"))
     api.train(whole)
     capsys.readouterr()
-    steps, parts_ended = itertools.count(1), threading.Semaphore(0)
-
-    real_write_part = saver.write_part
+    steps = itertools.count(1)
+    parts_ended, real_write_part = threading.Semaphore(0), saver.write_part
 
     def write_part(*args: Any, **kwargs: Any) -> FileEntry:
         try:

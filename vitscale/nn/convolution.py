@@ -68,9 +68,9 @@ class StandardisedConvolution(nn.Module):
 
 
 def standardised(weight_OCKK: Tensor, *, epsilons: Epsilons) -> Tensor:
-    """The kernel with mean 0 and deviation 1 for every output channel, in its type but computed in fp32 at least."""
+    """The kernel with mean 0 and deviation 1 for every output channel, in its type but computed in fp32."""
     # A kernel's mean and deviation in bf16 would be off by half a percent.
-    kernel_OCKK = weight_OCKK.to(torch.promote_types(weight_OCKK.dtype, torch.float32))
+    kernel_OCKK = weight_OCKK.float()
     variance_O111, mean_O111 = torch.var_mean(kernel_OCKK, dim=(1, 2, 3), correction=0, keepdim=True)
     if epsilons == "google":
         result_OCKK = (kernel_OCKK - mean_O111) / (variance_O111.sqrt() + 1e-5)
